@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.types import Batch
@@ -30,24 +31,36 @@ class Stage:
 class Loss:
     """A batch's loss and what it is made of."""
 
-    total: Tensor
-    """scalar, the weighted sum of `terms`; what `backward` is called on"""
     terms: Mapping[str, Tensor]
     """scalar by term, unweighted; every one is logged"""
+    weights: Mapping[str, float]
+    """weight by term"""
     state: Mapping[str, Tensor] = field(default_factory=dict)
     """scalar by name, logged and not trained on (temperature, queue fill, effective rank...)"""
 
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum of the terms: what `backward` is called on."""
+        return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum()
+
 
 class Method(nn.Module, ABC):
-    """A distillation method. It owns student and teacher, so that a distributed wrapper sees every call."""
+    """A distillation method. It owns student and teacher, so that a distributed wrapper sees every call.
+
+    A method must not have an attribute `config`: transformers.Trainer would take it for a model's and write into it.
+    """
 
     @abstractmethod
     def stages(self) -> Iterator[Stage]:
         """The plan. Code after a `yield` sees what that stage has trained."""
 
     @abstractmethod
-    def begin(self, stage: Stage, steps_per_epoch: int) -> None:
+    def begin_stage(self, stage: Stage, steps_per_epoch: int) -> None:
         """Called before a stage's first step, with the optimizer steps of one epoch."""
+
+    @abstractmethod
+    def begin_step(self, step: int) -> None:
+        """Called before the forward passes of optimizer step `step`, counted from 0 within the stage."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:
@@ -55,4 +68,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def teachers(self) -> tuple[str, ...]:
-        """Names of the submodules that checkpoints leave out."""
+        """Names of the submodules that never train and that checkpoints leave out."""
+
+    @abstractmethod
+    def followers(self) -> tuple[str, ...]:
+        """Names of the submodules that never train by gradient but change, so that checkpoints hold them."""

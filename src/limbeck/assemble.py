@@ -1,0 +1,177 @@
+"""A recipe's models, data and method as objects, each checked to fit the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.data.dataset import Pairs
+from limbeck.data.encoding import texts_of
+from limbeck.data.examples import Source, check_skipped
+from limbeck.data.sources import load_sources
+from limbeck.data.tokenizer import SpecialIds, load_tokenizer
+from limbeck.method import Stage
+from limbeck.methods.dlip import DLIP
+from limbeck.methods.passes import Model
+from limbeck.models.albef import Albef
+from limbeck.models.blip import Blip
+from limbeck.models.clip import ClipConfig, DualEncoder
+from limbeck.models.fusion import FusionConfig
+from limbeck.models.med import TextConfig
+from limbeck.models.scales import TEXT, VISION
+from limbeck.models.vision import VisionConfig
+from limbeck.recipe import Recipe, RecipeError, StudentConfig, TextChoice, VisionChoice
+from limbeck.training.schedule import Schedule, epoch_schedule
+
+
+def open_data(recipe: Recipe) -> Source:
+    """The training examples. Raises DataError where too much of them is broken."""
+    source = load_sources(recipe.data.train)
+    total = len(source.examples) + len(source.skipped)
+    check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
+    return source
+
+
+def open_tokenizer(recipe: Recipe, source: Source) -> PreTrainedTokenizerFast:
+    """The recipe's tokenizer, trained on the source's texts where it asks for that."""
+    return load_tokenizer(recipe.tokenizer, texts_of(source.examples))
+
+
+def build_pairs(recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerFast) -> Pairs:
+    """The training dataset."""
+    return Pairs(source, tokenizer, recipe.data.transform, recipe.data.pairs, seed=recipe.seed)
+
+
+def build_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Model | None:
+    """The teacher, frozen, in the precision that the recipe asks for; None without one."""
+    if recipe.teacher is None:
+        return None
+    teacher = load_model(*recipe.teacher.folders).eval().requires_grad_(False)
+    _check_vocabulary("teacher", teacher, tokenizer)
+    return teacher.to(getattr(torch, recipe.teacher.dtype))
+
+
+def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Model | None) -> Model:
+    """The student with its first weights: random, slices of the teacher, pretrained towers, or a trained folder."""
+    config = recipe.student
+    if config.folder is not None:
+        return _continued(config, tokenizer)
+    assert config.vision is not None
+    assert config.text is not None
+    student = _new_student(config, config.vision, config.text, tokenizer)
+    for field, tower in (("initial_vision", "vision"), ("initial_text", "text")):
+        origin = config.initial_vision if tower == "vision" else config.initial_text
+        if origin == "teacher":
+            if teacher is None:
+                raise RecipeError(f"student.{field}: teacher: the recipe has no teacher to take slices of")
+            inherit_tower(student, teacher, tower)
+        elif origin != "random":
+            load_tower(student, origin, tower)
+    return student
+
+
+def build_method(recipe: Recipe, student: Model, teacher: Model | None) -> DLIP:
+    """The recipe's method over its models. Raises RecipeError where they do not fit each other."""
+    if teacher is not None:
+        _check_fit(student, teacher)
+    stages = [Stage(**stage.model_dump()) for stage in recipe.stages]
+    try:
+        return DLIP(recipe.dlip, student, teacher, stages)
+    except ValueError as error:
+        raise RecipeError(f"stages: {error}") from None
+
+
+def build_schedule(recipe: Recipe) -> Schedule | None:
+    """The papers' learning rate; None leaves it to TrainingArguments."""
+    if recipe.schedule is None:
+        return None
+    settings = recipe.schedule.model_dump()
+    return epoch_schedule(settings.pop("kind"), peak=recipe.training.get("learning_rate", 5e-5), **settings)
+
+
+def _new_student(
+    config: StudentConfig, vision: VisionChoice, text: TextChoice, tokenizer: PreTrainedTokenizerFast
+) -> Model:
+    special = SpecialIds.of(tokenizer)
+    vision_config = VisionConfig(
+        **_sizes("student.vision", vision, VISION),
+        patch_size=vision.patch_size,
+        image_size=vision.image_size,
+        drop_path=vision.drop_path,
+    )
+    text_config = TextConfig(
+        **_sizes("student.text", text, TEXT),
+        vocab_size=len(tokenizer),
+        max_positions=text.max_positions,
+        fusion_layers=text.fusion_layers,
+        dropout=text.dropout,
+        pad_token_id=special.pad,
+        sep_token_id=special.sep,
+        dec_token_id=special.dec,
+        enc_token_id=special.enc,
+    )
+    parts = {"vision": vision_config, "text": text_config, "embedding": config.embedding}
+    if config.family == "clip":
+        return DualEncoder(ClipConfig(**parts))
+    fusion = FusionConfig(family=config.family, answer_decoder=config.answer_decoder, **parts)
+    return Blip(fusion) if config.family == "blip" else Albef(fusion)
+
+
+def _sizes(where: str, choice: VisionChoice | TextChoice, table) -> dict[str, int]:
+    """Width, layers and heads: the scale's, with what the recipe changes."""
+    row = table[choice.scale]._asdict() if choice.scale is not None else {}
+    given = {"width": choice.width, "layers": choice.layers, "heads": choice.heads}
+    sizes = row | {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in given if name not in sizes]
+    if missing:
+        raise RecipeError(f"{where}: give `scale` ({', '.join(table)}) or all of width, layers, heads; {missing} missing")
+    return sizes
+
+
+def _check_vocabulary(role: str, model: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model reads ids by its own table: size and special tokens must be the tokenizer's."""
+    text, special = model.config.text, SpecialIds.of(tokenizer)
+    pairs = [
+        ("vocabulary size", text.vocab_size, len(tokenizer)),
+        ("[SEP]", text.sep_token_id, special.sep),
+        ("[PAD]", text.pad_token_id, special.pad),
+        ("[DEC]", text.dec_token_id, special.dec),
+        ("[ENC]", text.enc_token_id, special.enc),
+    ]
+    for name, own, given in pairs:
+        if own != given:
+            raise RecipeError(
+                f"{role}: its {name} is {own}, the tokenizer's is {given}; they must be one: "
+                f"tokenizer: {{tokenizer: folder, path: <the {role}'s folder>}} takes its own"
+            )
+
+
+def _check_fit(student: Model, teacher: Model) -> None:
+    """Distillation compares tokens one by one: both towers must cut a picture into the same patches."""
+    own, other = student.config.vision, teacher.config.vision
+    if own.image_size // own.patch_size != other.image_size // other.patch_size:
+        raise RecipeError(
+            f"student.vision: {own.image_size} pixels in patches of {own.patch_size} give {own.tokens - 1} tokens, the "
+            f"teacher's {other.image_size} in {other.patch_size} give {other.tokens - 1}; both must be equal"
+        )
+    if own.image_size != other.image_size:
+        raise RecipeError(f"student.vision.image_size: {own.image_size}, but the teacher's is {other.image_size}")
+
+
+def _continued(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> Model:
+    student = load_model(config.folder)
+    _check_vocabulary("student", student, tokenizer)
+    return student
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters of a model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def relative(path: Path) -> str:
+    """A path as a reader in the working folder would write it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

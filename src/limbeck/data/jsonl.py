@@ -1,0 +1,117 @@
+"""JSONL and a folder of pictures: each line has `image` and `caption`, `captions`, `question` or `questions`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from limbeck.data.examples import DataError, Example, Examples, Skipped, Source, check_skipped
+from limbeck.data.records import (
+    BrokenRecord,
+    FilesConfig,
+    example_of,
+    existing_file,
+    existing_folder,
+    field,
+    image_file,
+    kind_of,
+)
+
+
+class JsonlConfig(FilesConfig):
+    """One JSON object per line. Lines stay on disk and are read again when wanted."""
+
+    source: Literal["jsonl"]
+    path: str
+    """the .jsonl file"""
+    images: str | None = None
+    """folder that the `image` fields start from; the file's own by default"""
+    where: dict[str, str] = Field(default_factory=dict)
+    """only records with these field values, e.g. {split: train}"""
+    image_field: str = "image"
+    caption_field: str | None = None
+    """instead of `caption` or `captions`"""
+
+
+def load_jsonl(config: JsonlConfig, base: Path) -> Source:
+    """Check every line and remember where it starts. Raises DataError."""
+    file = existing_file(base, config.path, "source jsonl, field path")
+    folder = existing_folder(base, config.images, "source jsonl, field images") if config.images else file.parent
+    lines = _Lines(file, folder, config)
+    offsets, numbers, skipped, offset = [], [], [], 0
+    values: dict[str, set[str]] = {name: set() for name in config.where}
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            start, offset = offset, offset + len(line)
+            if not line.strip():
+                continue
+            try:
+                record = lines.record(line)
+                if not _chosen(record, config.where, values):
+                    continue
+                lines.example(record, number)
+            except BrokenRecord as error:
+                skipped.append(Skipped(f"{file}:{number}", str(error)))
+                continue
+            offsets.append(start)
+            numbers.append(number)
+            if len(offsets) == config.limit:
+                break
+    check_skipped(skipped, len(offsets) + len(skipped), config.max_skipped, str(file))
+    if not offsets:
+        found = "; ".join(f"{name} is {', '.join(sorted(seen)[:8])}" for name, seen in values.items())
+        raise DataError(f"{file}: no record {f'with {config.where}: {found}' if config.where else 'in it'}")
+    lines.choose(offsets, numbers)
+    return Source(name=str(config.path), examples=lines, skipped=tuple(skipped))
+
+
+class _Lines(Examples):
+    def __init__(self, file: Path, folder: Path, config: JsonlConfig) -> None:
+        self._file = file
+        self._folder = folder
+        self._config = config
+        self.choose([], [])
+
+    def choose(self, offsets: list[int], numbers: list[int]) -> None:
+        """Say where the chosen lines start, and their line numbers."""
+        self._offsets = np.asarray(offsets, np.int64)
+        self._numbers = np.asarray(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def at(self, index: int) -> Example:
+        """The example at 0 <= index < len."""
+        with self._file.open("rb") as stream:
+            stream.seek(int(self._offsets[index]))
+            return self.example(self.record(stream.readline()), int(self._numbers[index]))
+
+    def record(self, line: bytes) -> dict[str, Any]:
+        """The object of a line. Raises BrokenRecord."""
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BrokenRecord(f"not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise BrokenRecord(f"wanted an object, found {kind_of(record)}")
+        return record
+
+    def example(self, record: dict[str, Any], number: int) -> Example:
+        """The example of a line. Raises BrokenRecord."""
+        image = image_file(self._folder, field(record, self._config.image_field, str))
+        id = str(record["id"]) if "id" in record else f"{self._file.name}:{number}"
+        return example_of(record, id, image, self._config.caption_field)
+
+
+def _chosen(record: dict[str, Any], where: dict[str, str], values: dict[str, set[str]]) -> bool:
+    """Whether the record's fields are as wanted; notes the values seen for the error message."""
+    for name, wanted in where.items():
+        value = str(field(record, name, (str, int)))
+        values[name].add(value)
+        if value != wanted:
+            return False
+    return True

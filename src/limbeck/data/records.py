@@ -1,0 +1,152 @@
+"""What the file formats share: where files are, what a record must hold, and what is skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from limbeck.config import Section
+from limbeck.data.examples import DataError, Example, FileImage, ImageSource, Question
+from limbeck.data.transform import clean_caption
+
+Record = Mapping[str, Any]
+"""One JSON object."""
+
+
+class FilesConfig(Section):
+    """Fields of every source that reads files. Relative paths start from the recipe's folder."""
+
+    limit: int | None = Field(default=None, ge=1)
+    """use only the first so many examples"""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """share of broken records past which loading stops"""
+
+
+class BrokenRecord(Exception):
+    """A record that makes no example; the message is the reason."""
+
+
+def existing_file(base: Path, path: str, what: str) -> Path:
+    """The file, or a DataError that says what was looked for and what is there."""
+    file = base / path
+    if not file.is_file():
+        near = sorted(entry.name for entry in file.parent.iterdir())[:10] if file.parent.is_dir() else None
+        there = f"{file.parent} has {', '.join(near) or 'nothing'}" if near is not None else f"no folder {file.parent}"
+        raise DataError(f"{file}: no such file ({what}); {there}")
+    return file
+
+
+def existing_folder(base: Path, path: str, what: str) -> Path:
+    """The folder, or a DataError."""
+    folder = base / path
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder ({what})")
+    return folder
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises DataError with line and column."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text: {error}") from error
+
+
+def listed(content: Any, key: str | None, file: Path) -> list[Any]:
+    """The list under a key of a JSON file, or the file itself where `key` is None. Raises DataError."""
+    if key is not None:
+        if not isinstance(content, dict) or key not in content:
+            found = f"an object with {', '.join(list(content)[:8])}" if isinstance(content, dict) else kind_of(content)
+            raise DataError(f"{file}: wanted an object with a list {key!r}, found {found}")
+        content = content[key]
+    if not isinstance(content, list):
+        raise DataError(f"{file}: wanted a list{f' under {key!r}' if key else ''}, found {kind_of(content)}")
+    return content
+
+
+def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    """A record's field. Raises BrokenRecord where it is missing or of another type."""
+    if not isinstance(record, dict):
+        raise BrokenRecord(f"wanted an object, found {kind_of(record)}")
+    if name not in record:
+        raise BrokenRecord(f"no field {name!r}; it has {', '.join(map(str, list(record)[:12])) or 'none'}")
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = " or ".join(_NAMES[each] for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise BrokenRecord(f"field {name!r}: wanted {wanted}, found {kind_of(value)}")
+    return value
+
+
+def captions_of(record: Any, name: str | None = None) -> tuple[str, ...]:
+    """The texts of `name`, or of `caption` or `captions`; () where the record has none. Raises BrokenRecord."""
+    names = [each for each in ([name] if name else ["caption", "captions"]) if name or each in record]
+    if not names:
+        return ()
+    value = field(record, names[0], (str, list))
+    texts = [value] if isinstance(value, str) else value
+    for text in texts:
+        if not isinstance(text, str):
+            raise BrokenRecord(f"field {names[0]!r}: wanted texts, found {kind_of(text)}")
+    texts = [text.strip() for text in texts if clean_caption(text)]
+    if not texts:
+        raise BrokenRecord(f"field {names[0]!r}: the caption is empty")
+    return tuple(texts)
+
+
+def questions_of(record: Any, id: str) -> tuple[Question, ...]:
+    """The list `questions`, or the one question of the record itself. Raises BrokenRecord."""
+    if "questions" in record:
+        return tuple(_question(each, f"{id}/{n}") for n, each in enumerate(field(record, "questions", list)))
+    return (_question(record, id),) if "question" in record else ()
+
+
+def example_of(record: Any, id: str, image: ImageSource, caption_field: str | None = None) -> Example:
+    """An example of a record in limbeck's own fields. Raises BrokenRecord."""
+    captions, questions = captions_of(record, caption_field), questions_of(record, id)
+    if not captions and not questions:
+        raise BrokenRecord(f"no caption, captions, question or questions; it has {', '.join(map(str, record))}")
+    return Example(id=id, image=image, captions=captions, questions=questions)
+
+
+def image_file(folder: Path, name: str) -> FileImage:
+    """The picture's file. Raises BrokenRecord where it is missing."""
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise BrokenRecord(f"no picture {path}")
+    return FileImage(path)
+
+
+def kind_of(value: Any) -> str:
+    """The JSON name of a value's type, and the value where it is short."""
+    text = json.dumps(value, default=str)
+    return f"{_NAMES.get(type(value), type(value).__name__)} {text if len(text) <= 40 else text[:37] + '...'}"
+
+
+_NAMES = {
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "nothing",
+}
+
+
+def _question(record: Any, id: str) -> Question:
+    text = field(record, "question", str)
+    answers = field(record, "answers", list) if "answers" in record else [field(record, "answer", str)]
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise BrokenRecord(f"field 'answers': wanted a list of texts, found {kind_of(answers)}")
+    given = [record[name] for name in ("question_id", "id") if name in record]
+    kind = [record[name] for name in ("kind", "answer_type") if name in record]
+    return Question(
+        id=str(given[0]) if given else id, text=text, answers=tuple(answers), kind=str(kind[0]) if kind else None
+    )

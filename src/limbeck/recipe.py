@@ -1,0 +1,338 @@
+"""A recipe: strict YAML that says everything a run does. Reading one finds every mistake before anything trains.
+
+A recipe can start from another one (`base: other.yaml`, a path beside it) and say only what differs. Dotted overrides
+(`training.learning_rate=1e-4`) come last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from transformers import TrainingArguments
+
+from limbeck.config import Section
+from limbeck.data.dataset import PairsConfig
+from limbeck.data.sources import SourceConfig
+from limbeck.data.tokenizer import BertTokenizer, TokenizerConfig
+from limbeck.data.transform import TransformConfig
+from limbeck.evaluation.evaluate import EvaluationConfig
+from limbeck.methods.dlip import DLIPConfig
+
+SHIPPED = Path(str(files("limbeck"))) / "recipes"
+
+
+class RecipeError(Exception):
+    """A recipe that cannot run; the message names the file, the key, what was found and what would be right."""
+
+
+class VisionChoice(Section):
+    """An image tower: one of DLIP's Table 1 by `scale`, with single values changed, or all of them given."""
+
+    scale: Literal["base", "middle", "small", "tiny"] | None = None
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    patch_size: int = 16
+    image_size: int = 224
+    drop_path: float = 0.0
+
+
+class TextChoice(Section):
+    """A text tower: one of DLIP's Table 1 by `scale`, with single values changed, or all of them given."""
+
+    scale: Literal["base", "middle", "small", "tiny"] | None = None
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    fusion_layers: int | None = None
+    """only the last so many layers look at the picture; null: all of them"""
+    dropout: float = 0.1
+    max_positions: int = 512
+
+
+class StudentConfig(Section):
+    """The model that is trained: built by family and scale, or taken from a folder."""
+
+    folder: str | None = None
+    """a model to go on training, for fine-tuning; the other fields then stay away but `answer_decoder` and `image_size`"""
+    family: Literal["blip", "albef", "clip"] = "blip"
+    vision: VisionChoice | None = None
+    text: TextChoice | None = None
+    embedding: int = Field(256, gt=0)
+    """width of the space in which pictures and texts are compared"""
+    answer_decoder: Literal["tied", "separate"] = "tied"
+    """whether the decoder that answers questions is the caption decoder, or one of its own as in BLIP's VQA"""
+    image_size: int | None = None
+    """with `folder`: the picture size to go on with, positions interpolated"""
+    initial_vision: str = "random"
+    """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained vision transformer"""
+    initial_text: str = "random"
+    """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained BERT"""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentConfig:
+        if self.folder is None and (self.vision is None or self.text is None):
+            raise ValueError("give both `vision` and `text`, or the `folder` of a trained model")
+        if self.folder is not None and (self.vision is not None or self.text is not None):
+            raise ValueError("give `folder`, or `vision` and `text`, not both")
+        return self
+
+
+class TeacherConfig(Section):
+    """The model that is compressed."""
+
+    folders: tuple[str, ...] = Field(min_length=1)
+    """model folders, files or hub names; several are merged, since no published one holds all of BLIP's parts"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """what the teacher computes in; bfloat16 is about twice as fast"""
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    train: tuple[SourceConfig, ...] = Field(min_length=1)
+    """sources, joined in this order"""
+    transform: TransformConfig = TransformConfig()
+    pairs: PairsConfig = PairsConfig()
+    max_skipped: float = Field(0.01, ge=0, le=1)
+    """share of broken records and pictures past which the run stops"""
+
+
+class StageConfig(Section):
+    """One stage of training."""
+
+    name: str = Field("pretrain", pattern=r"^[a-z0-9_-]+$")
+    trainable: tuple[str, ...] = ("student", "projections")
+    """globs over parameter names"""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """weight by loss term or group; empty: 1 for all that the models allow"""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """TrainingArguments that this stage overrides"""
+
+
+class ScheduleConfig(Section):
+    """The papers' learning rate: linear warm-up by steps, then one value per epoch."""
+
+    kind: Literal["epoch_exponential", "epoch_cosine"]
+    """max(minimum, rate^epoch), DLIP's and BLIP's pre-training; or cosine by epoch to the minimum, BLIP's fine-tuning"""
+    rate: float = Field(0.85, gt=0, le=1)
+    warmup_steps: int = Field(0, ge=0)
+    warmup_from: float = Field(1e-6, ge=0)
+    """absolute learning rate at step 0"""
+    minimum: float = Field(1e-6, ge=0)
+    """absolute learning rate that it never falls below"""
+
+
+class Recipe(Section):
+    """Everything a run does."""
+
+    method: Literal["dlip"] = "dlip"
+    output: str
+    """the run folder"""
+    seed: int = 42
+    student: StudentConfig
+    teacher: TeacherConfig | None = None
+    """None trains without distillation"""
+    tokenizer: TokenizerConfig = BertTokenizer(tokenizer="bert")
+    data: DataConfig
+    dlip: DLIPConfig = DLIPConfig()
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    training: dict[str, Any] = Field(default_factory=dict)
+    """TrainingArguments by their own names"""
+    schedule: ScheduleConfig | None = None
+    """None: TrainingArguments' lr_scheduler_type"""
+    gradient_share_steps: int = Field(200, ge=0)
+    """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: tuple[Literal["captioning", "retrieval", "vqa", "clip"], ...] = ()
+    """transformers folders to write beside the student"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for where, settings in [("training", self.training)] + [
+            (f"stages.{index}.training", stage.training) for index, stage in enumerate(self.stages)
+        ]:
+            _check_training(where, settings)
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: two stages of one name in {names}; a name is a checkpoint folder")
+        return self
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or by shipped name, apply overrides, check everything. Raises RecipeError."""
+    path = find_recipe(name)
+    values = _read(path, ())
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise RecipeError(f"{path}:\n" + "\n".join(f"  {line}" for line in _explain(error, Recipe))) from None
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or a shipped name such as `dlip/quickstart` or `recipes/dlip/quickstart.yaml`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    if (SHIPPED / f"{short}.yaml").is_file():
+        return SHIPPED / f"{short}.yaml"
+    near = get_close_matches(short, shipped_recipes(), n=1, cutoff=0.3) or shipped_recipes()[:1]
+    raise RecipeError(f"{name}: no such file and no shipped recipe; the nearest shipped one is {near[0]!r}")
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with limbeck."""
+    return sorted(str(path.relative_to(SHIPPED).with_suffix("")) for path in SHIPPED.rglob("*.yaml"))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, to which a key given twice is an error and 5e-4 is a number."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+    keys = [key.value for key, _ in node.value]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: `base` leads back to itself")
+    if not path.is_file():
+        raise RecipeError(f"{seen[-1]}: base: there is no file {path}")
+    try:
+        values = yaml.load(path.read_text(), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, mappings key by key, everything else whole."""
+    merged = dict(base)
+    for key, value in values.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r}: write key.path=value, for example training.learning_rate=1e-4")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: {text!r} is not valid YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = values
+    for depth, part in enumerate(parents):
+        if isinstance(node, list):
+            node = _item(node, part, override)
+            continue
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict | list):
+            raise RecipeError(f"override {override!r}: {'.'.join(parents[: depth + 1])} is no section, it is {child!r}")
+        node = child
+    if isinstance(node, list):
+        _item(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _item(items: list, part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise RecipeError(f"override {override!r}: {part!r} is no index of a list of {len(items)}")
+    return items[int(part)]
+
+
+def _check_training(where: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a setting is no field of TrainingArguments or limbeck sets it itself."""
+    known = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+    for name in settings:
+        if name in ("output_dir", "seed"):
+            raise ValueError(f"{where}.{name}: limbeck sets it from the recipe's `{name.partition('_')[0]}`")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"{where}.{name}: TrainingArguments has no such setting" + (f"; the nearest is {near[0]!r}" if near else "")
+            )
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line per mistake: key path, what was found, what would be right."""
+    lines = []
+    for mistake in error.errors():
+        path = ".".join(str(part) for part in mistake["loc"])
+        if mistake["type"] == "extra_forbidden":
+            choices = _keys_at(model, mistake["loc"][:-1])
+            near = get_close_matches(str(mistake["loc"][-1]), choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{path}: unknown key{hint} (valid here: {', '.join(sorted(choices))})")
+        elif mistake["type"] == "missing":
+            lines.append(f"{path}: missing")
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            found = "" if mistake["type"] == "value_error" else f" (found {mistake['input']!r})"
+            lines.append(f"{path}: {message}{found}" if path else message)
+    return lines
+
+
+def _keys_at(model: Any, loc: Sequence[int | str]) -> list[str]:
+    """The keys that the section at `loc` of a recipe may have."""
+    sections = [model]
+    for part in loc:
+        following = []
+        for section in sections:
+            if isinstance(part, str) and part in section.model_fields:
+                following += _sections(section.model_fields[part].annotation)
+        tagged = [section for section in sections if part in _tags(section)]
+        sections = following or tagged or sections
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes within an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, tuple, list, Annotated):
+        return [found for part in get_args(annotation) if part is not NoneType for found in _sections(part)]
+    return []
+
+
+def _tags(section: type[BaseModel]) -> set[Any]:
+    """The discriminator values of a section of a union."""
+    return {
+        value
+        for field in section.model_fields.values()
+        if get_origin(field.annotation) is Literal
+        for value in get_args(field.annotation)
+    }

@@ -1,0 +1,246 @@
+"""The main table: quality and cost of every model, what the students keep of the teacher, and the sentence that sums it up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from limbeck.report.runs import Run
+
+NONE = "\N{EM DASH}"
+"""what a cell shows that was not measured"""
+HEADLINE = ("TR@1", "IR@1", "CIDEr", "VQA")
+"""the metrics of DLIP's Figure 1; the mean share kept is taken over these"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measured quantity."""
+
+    key: str
+    label: str
+    group: Literal["Retrieval", "Captioning", "Questions", "Cost"]
+    meaning: str
+    show: Callable[[float], str]
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether less is better."""
+        return self.group == "Cost"
+
+
+def one_decimal(value: float) -> str:
+    """12.34 as 12.3."""
+    return f"{value:.1f}"
+
+
+def millions(value: float) -> str:
+    """Parameters: 2345678 as 2.35 M."""
+    return f"{value / 1e6:.3g} M" if value < 999.5e6 else f"{value / 1e9:.3g} G"
+
+
+def operations(value: float) -> str:
+    """Multiply-accumulates: 234567890 as 0.235 G, 23456789 as 23.5 M."""
+    return f"{value / 1e9:.3g} G" if value >= 1e8 else f"{value / 1e6:.3g} M"
+
+
+def milliseconds(value: float) -> str:
+    """4.1234 as 4.12 ms."""
+    return f"{value:.3g} ms" if value < 999.5 else f"{value:.0f} ms"
+
+
+def mebibytes(value: float) -> str:
+    """210.4 as 210 MiB."""
+    return f"{value:.0f} MiB"
+
+
+COLUMNS = (
+    Column("TR@1", "TR@1", "Retrieval", "picture to caption: a right caption comes first, % of pictures", one_decimal),
+    Column("TR@5", "TR@5", "Retrieval", "picture to caption: a right caption is among the first 5", one_decimal),
+    Column("TR@10", "TR@10", "Retrieval", "picture to caption: a right caption is among the first 10", one_decimal),
+    Column("IR@1", "IR@1", "Retrieval", "caption to picture: the right picture comes first, % of captions", one_decimal),
+    Column("IR@5", "IR@5", "Retrieval", "caption to picture: the right picture is among the first 5", one_decimal),
+    Column("IR@10", "IR@10", "Retrieval", "caption to picture: the right picture is among the first 10", one_decimal),
+    Column("R-mean", "R mean", "Retrieval", "mean of the six recalls", one_decimal),
+    Column("BLEU-4", "B@4", "Captioning", "BLEU-4, x 100", one_decimal),
+    Column("CIDEr", "CIDEr", "Captioning", "CIDEr-D, x 100", one_decimal),
+    Column("ROUGE-L", "ROUGE-L", "Captioning", "ROUGE-L, x 100", one_decimal),
+    Column("METEOR", "METEOR", "Captioning", "METEOR, x 100", one_decimal),
+    Column("SPICE", "SPICE", "Captioning", "SPICE, x 100", one_decimal),
+    Column("VQA", "VQA", "Questions", "answers that agree with the annotators, %", one_decimal),
+    Column("parameters", "Parameters", "Cost", "weights, shared ones counted once", millions),
+    Column("macs", "MACs", "Cost", "multiply-accumulates of one picture and text, attention products left out", operations),
+    Column("latency_ms", "Latency", "Cost", "median time of one picture and text through every tower", milliseconds),
+    Column("peak_memory_mib", "Memory", "Cost", "highest memory use while the latency was measured", mebibytes),
+)
+"""every quantity that the table can show; one that no run has measured gets no column"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table."""
+
+    text: str
+    share: str | None
+    """of the teacher's, for a student"""
+    best: bool
+    """whether no other student is as good"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model."""
+
+    role: str
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The whole table."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Names of neighbouring columns' groups and how many columns each spans."""
+        return [(name, len(list(members))) for name, members in groupby(self.columns, key=lambda column: column.group)]
+
+
+def values(run: Run) -> Mapping[str, float]:
+    """Every finite number of a model by column, quality and cost."""
+    both = {**run.metrics, **run.costs}
+    return {column.key: both[column.key] for column in COLUMNS if math.isfinite(both.get(column.key, math.nan))}
+
+
+def shares(run: Run, teacher: Run) -> dict[str, float]:
+    """What part of the teacher's number the run has, where both were measured and the teacher's is not 0."""
+    mine, theirs = values(run), values(teacher)
+    return {key: mine[key] / theirs[key] for key in mine if theirs.get(key)}
+
+
+def the_teacher(runs: Sequence[Run]) -> Run | None:
+    """The first run that is a teacher."""
+    return next((run for run in runs if run.role == "teacher"), None)
+
+
+def make_table(runs: Sequence[Run]) -> Table:
+    """Lay the table out: one row for each run, one column for each quantity that any run has measured."""
+    teacher = the_teacher(runs)
+    students = [run for run in runs if run.role != "teacher"]
+    columns = tuple(column for column in COLUMNS if any(column.key in values(run) for run in runs))
+    rows = tuple(
+        Row(run.role, run.name, tuple(_cell(run, column, teacher, students) for column in columns)) for run in runs
+    )
+    return Table(columns, rows)
+
+
+def _cell(run: Run, column: Column, teacher: Run | None, students: Sequence[Run]) -> Cell:
+    value = values(run).get(column.key)
+    if value is None:
+        return Cell(NONE, None, best=False)
+    if run.role == "teacher":
+        return Cell(column.show(value), None, best=False)
+    share = shares(run, teacher).get(column.key) if teacher else None
+    others = [values(other)[column.key] for other in students if other is not run and column.key in values(other)]
+    better = (value < min(others) if column.is_cost else value > max(others)) if others else False
+    return Cell(column.show(value), None if share is None else f"{share:.0%}", best=better)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One figure of the headline."""
+
+    value: str
+    what: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What was kept and what it costs."""
+
+    sentence: str
+    facts: tuple[Fact, ...]
+
+
+def make_headline(runs: Sequence[Run]) -> Headline:
+    """Sum up the distilled student that keeps most of the teacher."""
+    teacher = the_teacher(runs)
+    distilled = [run for run in runs if run.role == "distilled"]
+    if teacher is None or not distilled:
+        return Headline(f"Quality and cost of {len(runs)} model{'s' * (len(runs) != 1)}.", ())
+    best = max(distilled, key=lambda run: kept(run, teacher) or 0.0)
+    share = shares(best, teacher)
+    mean = kept(best, teacher)
+    quality = {column.key: column for column in COLUMNS if not column.is_cost and column.key in share}
+    facts: list[Fact] = []
+    if mean is not None:
+        least = min(quality, key=lambda key: share[key])
+        facts.append(
+            Fact(
+                f"{mean:.0%}",
+                "of the teacher\N{RIGHT SINGLE QUOTATION MARK}s quality kept",
+                f"mean of {_and([quality[key].label for key in HEADLINE if key in share] or [c.label for c in quality.values()])}"
+                f"; least: {quality[least].label}, {share[least]:.0%}",
+            )
+        )
+    for key, what in (("parameters", "of the parameters"), ("macs", "of the MACs")):
+        if key in share:
+            facts.append(Fact(f"{share[key]:.0%}", what, _beside(key, best, teacher)))
+    if "latency_ms" in share:
+        facts.append(Fact(f"{1 / share['latency_ms']:.1f}\N{MULTIPLICATION SIGN}", "the speed", _beside("latency_ms", best, teacher)))
+    plain = next((run for run in runs if run.role == "plain"), None)
+    if plain is not None:
+        both = [key for key in quality if key in values(plain)]
+        above = [key for key in both if values(best)[key] > values(plain)[key]]
+        if both:
+            facts.append(
+                Fact(f"{len(above)} of {len(both)}", "metrics above the plain student", "the same student trained without a teacher")
+            )
+    costs = [f"{fact.value} {fact.what}" for fact in facts if fact.what in ("of the parameters", "of the MACs", "the speed")]
+    keeps = f"{best.name} keeps {mean:.0%} of its teacher\N{RIGHT SINGLE QUOTATION MARK}s quality" if mean is not None else best.name
+    return Headline(f"{keeps} with {_and(costs)}." if costs else f"{keeps}.", tuple(facts))
+
+
+def kept(run: Run, teacher: Run) -> float | None:
+    """Mean share of the teacher's quality over `HEADLINE`'s metrics, or over all where none of those was measured."""
+    share = shares(run, teacher)
+    keys = [key for key in HEADLINE if key in share] or [c.key for c in COLUMNS if not c.is_cost and c.key in share]
+    return sum(share[key] for key in keys) / len(keys) if keys else None
+
+
+def _beside(key: str, student: Run, teacher: Run) -> str:
+    show = next(column.show for column in COLUMNS if column.key == key)
+    return f"{show(values(student)[key])} beside {show(values(teacher)[key])}"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def as_json(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """The table for programs: one object for each model; a cost that was not measured is null, a metric is absent."""
+    teacher = the_teacher(runs)
+    return [
+        {
+            "role": run.role,
+            "name": run.name,
+            "metrics": {column.key: values(run)[column.key] for column in COLUMNS if not column.is_cost and column.key in values(run)},
+            "parameters": _whole(values(run).get("parameters")),
+            "macs": _whole(values(run).get("macs")),
+            "latency_ms": values(run).get("latency_ms"),
+            "peak_memory_mib": values(run).get("peak_memory_mib"),
+            "share_of_teacher": None if teacher is None or run is teacher else shares(run, teacher),
+        }
+        for run in runs
+    ]
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

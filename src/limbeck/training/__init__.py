@@ -1,0 +1,1 @@
+"""The run: a method's stages through transformers.Trainer, with exact resume."""

@@ -1,0 +1,169 @@
+"""A method's stages from first to last, resumable at any moment by the same call."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from limbeck.method import Method, Stage
+from limbeck.training.checkpoint import discard_torn, latest, write_text
+from limbeck.training.freeze import freeze
+from limbeck.training.skips import SkipLog
+from limbeck.training.trainer import WEIGHTS, StageTrainer, load_method, save_method
+from limbeck.types import Batch
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {
+    "dataloader_drop_last": True,
+    "ddp_broadcast_buffers": False,
+    "ddp_find_unused_parameters": True,
+    "logging_steps": 10,
+    "optim": "adamw_torch_fused",
+    "remove_unused_columns": False,
+    "report_to": ["tensorboard"],
+    "save_steps": 500,
+    "save_total_limit": 2,
+}
+"""Where limbeck's defaults differ from TrainingArguments' own."""
+
+PACKAGES = ("limbeck", "torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow")
+
+
+def training_arguments(output: Path, seed: int, *overrides: Mapping[str, Any]) -> TrainingArguments:
+    """TrainingArguments from limbeck's defaults and a recipe's settings, the later ones stronger.
+
+    Raises ValueError or TypeError as TrainingArguments does.
+    """
+    settings = dict(DEFAULTS)
+    for override in overrides:
+        settings.update(override)
+    if "MASTER_ADDR" not in os.environ:
+        settings.pop("ddp_find_unused_parameters")
+        settings.pop("ddp_broadcast_buffers")
+    return TrainingArguments(output_dir=str(output), seed=seed, **settings)
+
+
+def run_stages(
+    method: Method,
+    dataset: Dataset,
+    collate: Callable[[Sequence[Any]], Batch],
+    *,
+    folder: Path,
+    seed: int,
+    training: Mapping[str, Any],
+    schedule: Callable[[int, int, int], float] | None = None,
+    skipped: SkipLog,
+    gradient_share_steps: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train `method` through all its stages on `dataset`, leaving log and checkpoints in `folder`.
+
+    Called again on the same folder it goes on: a finished stage is loaded, an unfinished one resumes from its newest
+    sealed checkpoint, a torn checkpoint is deleted. On the CPU the outcome is bit-identical to an uninterrupted run.
+    """
+    set_seed(seed)
+    log_file = folder / "log.jsonl"
+    for stage in method.stages():
+        output = folder / "stages" / stage.name
+        finished = output / "finished.json"
+        if finished.exists():
+            load_method(method, output / WEIGHTS)
+            log.info("stage %s is finished, loaded from %s", stage.name, output)
+            continue
+        freeze(method, stage.trainable, (*method.teachers(), *method.followers()))
+        args = training_arguments(output, seed, training, stage.training)
+        trainer = StageTrainer(
+            method,
+            stage,
+            args,
+            dataset,
+            collate,
+            schedule=schedule,
+            skipped=skipped,
+            log_file=log_file,
+            gradient_share_steps=gradient_share_steps,
+            callbacks=list(callbacks),
+        )
+        checkpoint = _resume_point(output, log_file, stage, main=trainer.is_world_process_zero())
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.is_world_process_zero():
+            save_method(method, output / WEIGHTS)
+            write_text(finished, json.dumps({"steps": trainer.state.global_step}))
+        trainer.accelerator.wait_for_everyone()
+
+
+def _resume_point(output: Path, log_file: Path, stage: Stage, *, main: bool) -> Path | None:
+    if main:
+        for path in discard_torn(output):
+            log.warning("%s was torn by a kill and is passed over", path)
+    checkpoint = latest(output)
+    if main and log_file.exists():
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        lines = [line for line in log_file.read_text().splitlines() if _stays(line, stage.name, step)]
+        write_text(log_file, "".join(line + "\n" for line in lines))
+    return checkpoint
+
+
+def _stays(line: str, stage: str, step: int) -> bool:
+    """Whether a line of the log was written before `step` of `stage`; a line torn by a kill was not."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return record["stage"] != stage or record["step"] <= step
+
+
+def record_environment(folder: Path, *, seed: int, data_fingerprint: str, seconds: float | None = None) -> None:
+    """Write what a reader needs to repeat the run: versions, seed, data, machine, command."""
+    write_text(
+        folder / "environment.json",
+        json.dumps(
+            {
+                "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+                "seed": seed,
+                "data_fingerprint": data_fingerprint,
+                "machine": describe_machine(),
+                "command": " ".join(["limbeck", *sys.argv[1:]]),
+                "started": datetime.fromtimestamp(time.time() - (seconds or 0), UTC).isoformat(timespec="seconds"),
+                "seconds": seconds,
+            },
+            indent=2,
+        ),
+    )
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads and accelerator, without a host name."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "system": platform.system(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

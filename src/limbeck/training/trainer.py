@@ -1,0 +1,231 @@
+"""One stage of a method, run by transformers.Trainer: exact averages, every loss term in the log, sealed checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from limbeck.data.dataset import EpochSampler
+from limbeck.method import Loss, Method, Stage
+from limbeck.training.checkpoint import rotate, seal
+from limbeck.training.skips import SkipLog
+from limbeck.types import Batch, Counts
+
+WEIGHTS = "model.safetensors"
+
+
+class StageTrainer(Trainer):
+    """transformers.Trainer for a `Method`: what it adds is what distillation needs, and nothing else."""
+
+    def __init__(
+        self,
+        method: Method,
+        stage: Stage,
+        args: TrainingArguments,
+        dataset: Dataset,
+        collate: Callable[[Sequence[Any]], Batch],
+        *,
+        schedule: Callable[[int, int, int], float] | None,
+        skipped: SkipLog,
+        log_file: Path,
+        gradient_share_steps: int,
+        callbacks: list[TrainerCallback],
+    ):
+        self.method, self.stage, self.schedule = method, stage, schedule
+        self.skipped, self.log_file, self.gradient_share_steps = skipped, log_file, gradient_share_steps
+        self.sampler = EpochSampler(len(dataset), seed=args.seed)  # pyright: ignore[reportArgumentType]
+        self.meter = Meter()
+        super().__init__(
+            model=method, args=args, train_dataset=dataset, data_collator=collate, callbacks=[_Steps(self), *callbacks]
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the data."""
+        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        length = len(self.sampler)
+        return max(1, length // batch if self.args.dataloader_drop_last else -(-length // batch))
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return self.sampler
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimizer step, each told what the whole step averages over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            self.skipped.add(batch.pop("skipped", ()))
+        counts = torch.stack([count_batch(batch) for batch in batches]).sum(0)
+        if self.args.world_size > 1:
+            dist.all_reduce(counts)
+        step = Counts(*(counts / self.args.world_size).to(device, torch.float32))
+        for batch in batches:
+            batch["counts"] = step
+        return batches, None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
+        """Forward and backward of one micro-batch. Returns its share of the step's loss, detached."""
+        model.train()
+        counts = inputs.pop("counts")
+        batch = {**self._prepare_inputs(inputs), "counts": counts}
+        with self.compute_loss_context_manager():
+            loss: Loss = model(batch)
+        total = loss.total
+        if self.gradient_share_steps and self.state.global_step % self.gradient_share_steps == 0:
+            self.meter.shares = _gradient_shares(loss, [p for p in model.parameters() if p.requires_grad])
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.accelerator.backward(total, scale_wrt_gas=False)
+        else:
+            self.accelerator.backward(total)
+        self.meter.add(loss)
+        return total.detach()
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The recipe's own schedule where it has one, else TrainingArguments' by name."""
+        if self.schedule is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedule, per_epoch = self.schedule, self.steps_per_epoch
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: schedule(step, per_epoch, num_training_steps)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log plus every loss term, its gradient share and the method's state, in JSONL always."""
+        if "loss" not in logs:
+            super().log(logs, start_time)
+            return
+        record = self.meter.drain(self.state.global_step, self.args.world_size)
+        flat = {f"{group}/{name}": value for group in record for name, value in record[group].items()}
+        super().log({**logs, **flat}, start_time)
+        if self.is_world_process_zero():
+            line = {"stage": self.stage.name, "step": self.state.global_step, "epoch": self.state.epoch, **logs, **record}
+            line["weights"] = dict(self.meter.weights)
+            with self.log_file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = keep
+        if self.args.world_size > 1:
+            dist.barrier()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            seal(folder / f"checkpoint-{self.state.global_step}")
+            rotate(folder, keep)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_method(self.method, folder / WEIGHTS, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_method(self.method, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+def count_batch(batch: Batch) -> Tensor:
+    """What a micro-batch has of each field of `Counts`, float64 [6]."""
+    sizes: dict[str, int | Tensor] = dict.fromkeys(Counts._fields, 0)
+    sizes |= {"pairs": len(batch["input_ids"]), "tokens": batch["attention_mask"].sum()}
+    if "question_ids" in batch:
+        sizes |= {"questions": len(batch["question_ids"]), "question_tokens": batch["question_mask"].sum()}
+        sizes |= {"answers": len(batch["answer_ids"]), "answer_tokens": batch["answer_mask"].sum()}
+    device = batch["input_ids"].device
+    return torch.stack([torch.as_tensor(sizes[name], dtype=torch.float64, device=device) for name in Counts._fields])
+
+
+def save_method(method: Method, path: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write everything of a method but its teachers."""
+    state = method.state_dict() if state is None else state
+    left_out = tuple(f"{name}." for name in method.teachers())
+    save_file({name: x.contiguous() for name, x in state.items() if not name.startswith(left_out)}, path)
+
+
+def load_method(method: Method, path: Path) -> None:
+    """Load what `save_method` wrote. Raises ValueError where the file and the method differ."""
+    left_out = tuple(f"{name}." for name in method.teachers())
+    missing, unexpected = method.load_state_dict(load_file(path), strict=False)
+    missing = [name for name in missing if not name.startswith(left_out)]
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} is not of this recipe: it lacks {missing[:3]} and has {unexpected[:3]} besides; "
+            "give the changed recipe an output folder of its own"
+        )
+
+
+class _Steps(TrainerCallback):
+    """Tells the method where an optimizer step begins, and the sampler which epoch it is."""
+
+    def __init__(self, trainer: StageTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.meter.since = state.global_step
+        self.trainer.method.begin_stage(self.trainer.stage, self.trainer.steps_per_epoch)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.sampler.set_epoch(state.global_step // self.trainer.steps_per_epoch)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.method.begin_step(state.global_step)
+
+
+@dataclass
+class Meter:
+    """Sums of loss terms between two lines of the log, kept on the device so that no step waits for them."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    since: int = 0
+
+    def add(self, loss: Loss) -> None:
+        """Add one micro-batch's terms; of the state the last one stands."""
+        for name, term in loss.terms.items():
+            self.terms[name] = self.terms.get(name, 0) + term.detach()
+        self.state = {name: value.detach() for name, value in loss.state.items()}
+        self.weights = dict(loss.weights)
+
+    def drain(self, step: int, world_size: int) -> dict[str, dict[str, float]]:
+        """Means per optimizer step since the last call, over all processes; then start anew."""
+        steps = max(1, step - self.since)
+        values = torch.stack([*self.terms.values(), *self.state.values()]).double()
+        if world_size > 1:
+            dist.all_reduce(values)
+            values /= world_size
+        numbers = values.tolist()
+        terms = {name: value / steps for name, value in zip(self.terms, numbers)}
+        state = dict(zip(self.state, numbers[len(self.terms) :]))
+        record = {"terms": terms, "state": state} | ({"gradient_share": self.shares} if self.shares else {})
+        self.terms, self.shares, self.since = {}, {}, step
+        return record
+
+
+def _gradient_shares(loss: Loss, parameters: list[nn.Parameter]) -> dict[str, float]:
+    """Norm of each weighted term's gradient as a share of the sum of these norms."""
+    norms = {}
+    for name, term in loss.terms.items():
+        if loss.weights[name] and term.requires_grad:
+            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            norms[name] = loss.weights[name] * torch.stack(squares).sum().sqrt().item()
+    total = sum(norms.values()) or 1.0
+    return {name: norm / total for name, norm in norms.items()}

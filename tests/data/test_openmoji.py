@@ -1,0 +1,75 @@
+"""The emoji pictures: all there, named, split once and for all, drawn once."""
+
+import numpy as np
+import pytest
+
+from limbeck.data import builtin
+from limbeck.data.builtin import OpenMojiConfig, emojis, load_openmoji, pictures, with_article
+
+
+def load(split, **fields):
+    return load_openmoji(OpenMojiConfig(source="builtin:openmoji", split=split, size=16, **fields)).examples
+
+
+@pytest.fixture
+def cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path))
+    pictures.cache_clear()
+    yield tmp_path
+    pictures.cache_clear()
+
+
+def test_there_are_3944_emojis_each_with_its_own_name():
+    names = {entry.code: entry.name for entry in emojis()}
+    assert len(names) == 3944
+    assert len(set(names.values())) == 3944
+    assert names["1F34E"] == "red apple"
+    assert names["1F1EB-1F1F7"] == "flag of france"
+
+
+@pytest.mark.parametrize("hold_out", ["emoji", "person"])
+def test_splits_part_the_emojis(hold_out):
+    ids = {split: {example.id for example in load(split, hold_out=hold_out)} for split in ("train", "val", "test")}
+    assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 3944
+    assert 300 < len(ids["test"]) < 500
+    assert 300 < len(ids["val"]) < 500
+
+
+def test_hold_out_person_keeps_skin_tones_together():
+    test = {example.captions[0] for example in load("test", hold_out="person")}
+    tones = [name for name in test if "skin tone" in name]
+    assert tones
+    assert all(name.replace(" medium skin tone", " light skin tone") in test for name in tones if " medium skin" in name)
+
+
+def test_pictures_are_drawn_once_and_then_read_from_the_cache(cache_folder, monkeypatch):
+    example = load("train", limit=3)[1]
+    first = np.asarray(example.image.open())
+    assert first.shape == (16, 16, 3)
+    assert (first == 255).any(), "on white"
+    (file,) = cache_folder.iterdir()
+    assert file.suffix == ".npy"
+    pictures.cache_clear()
+    monkeypatch.setattr(builtin, "render", lambda code, size: pytest.fail("drawn again"))
+    assert np.array_equal(np.asarray(example.image.open()), first)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("red apple", "a red apple"),
+        ("owl", "an owl"),
+        ("unicorn", "a unicorn"),
+        ("grapes", "grapes"),
+        ("cactus", "a cactus"),
+        ("women wrestling", "women wrestling"),
+        ("hourglass done", "an hourglass done"),
+    ],
+)
+def test_articles(name, said):
+    assert with_article(name) == said
+
+
+def test_the_licence_is_named():
+    assert "OpenMoji" in builtin.ATTRIBUTION
+    assert "CC BY-SA 4.0" in builtin.ATTRIBUTION
