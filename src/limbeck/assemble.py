@@ -20,6 +20,7 @@ from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.fusion import FusionConfig
+from limbeck.models.load import load_model
 from limbeck.models.med import TextConfig
 from limbeck.models.scales import TEXT, VISION
 from limbeck.models.vision import VisionConfig
@@ -165,13 +166,3 @@ def _continued(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> Mod
     student = load_model(config.folder)
     _check_vocabulary("student", student, tokenizer)
     return student
-
-
-def count_parameters(model: nn.Module) -> int:
-    """All parameters of a model, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def relative(path: Path) -> str:
-    """A path as a reader in the working folder would write it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -20,7 +20,7 @@ class Stage:
     name: str
     """names its checkpoint folder"""
     trainable: tuple[str, ...]
-    """globs over parameter names; one that matches nothing is an error"""
+    """globs over parameter names, one that matches nothing is an error; empty: all but teachers and followers"""
     weights: Mapping[str, float]
     """loss term -> weight; a term that the method does not have is an error"""
     training: Mapping[str, Any] = field(default_factory=dict)

@@ -111,8 +111,8 @@ class StageConfig(Section):
     """One stage of training."""
 
     name: str = Field("pretrain", pattern=r"^[a-z0-9_-]+$")
-    trainable: tuple[str, ...] = ("student", "projections")
-    """globs over parameter names"""
+    trainable: tuple[str, ...] = ()
+    """globs over parameter names; empty: everything but the teacher and the momentum encoders"""
     weights: dict[str, float] = Field(default_factory=dict)
     """weight by loss term or group; empty: 1 for all that the models allow"""
     training: dict[str, Any] = Field(default_factory=dict)

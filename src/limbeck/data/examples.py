@@ -13,9 +13,6 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no pictures, or are cut short, or claim an absurd size."""
-
 
 class DataError(Exception):
     """Data that cannot be used as the recipe asks; the message names file, place, finding and what would be right."""
@@ -38,7 +35,7 @@ class FileImage:
 
     def open(self) -> Image.Image:
         """The picture as RGB. Raises BrokenImage."""
-        return _decode(self.path, self.path)
+        return decode(self.path, self.path)
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class ArchiveImage:
                 data = file.read(self.size)
         except OSError as error:
             raise BrokenImage(f"{name}: {error}") from error
-        return _decode(io.BytesIO(data), name)
+        return decode(io.BytesIO(data), name)
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,11 @@ class MadeImage:
     key: str
     """equal for two examples exactly where they show the same picture"""
     make: Callable[[], Image.Image]
+    """gives RGB; raises BrokenImage where it decodes something broken"""
 
     def open(self) -> Image.Image:
         """The picture as RGB. Raises BrokenImage."""
-        try:
-            return to_rgb(self.make())
-        except _BROKEN as error:
-            raise BrokenImage(f"{self.key}: {error}") from error
+        return self.make()
 
 
 ImageSource = FileImage | ArchiveImage | MadeImage
@@ -181,9 +176,9 @@ def number_of(text: str) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as RGB, transparency over white."""
+    """A copy as RGB, transparency over white."""
     if image.mode == "RGB":
-        return image
+        return image.copy()
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -191,9 +186,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
+def decode(file: str | io.BytesIO, name: str) -> Image.Image:
+    """A stored picture as RGB. Raises BrokenImage."""
     try:
         with Image.open(file) as image:
-            return to_rgb(image.copy())
-    except _BROKEN as error:
-        raise BrokenImage(f"{name}: {error}") from error
+            return to_rgb(image)
+    except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, TypeError and more
+        raise BrokenImage(f"{name}: {error or type(error).__name__}") from error

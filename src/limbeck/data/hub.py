@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from limbeck.data.examples import DataError, Example, Examples, MadeImage, Skipped, Source, check_skipped
+from limbeck.data.examples import (
+    BrokenImage,
+    DataError,
+    Example,
+    Examples,
+    MadeImage,
+    Question,
+    Skipped,
+    Source,
+    check_skipped,
+    decode,
+)
 from limbeck.data.records import BrokenRecord, FilesConfig, captions_of, questions_of
 
 if TYPE_CHECKING:
@@ -75,11 +86,11 @@ class _Rows(Examples):
         row = self._chosen[index]
         id = f"{self._config.path}[{row}]"
         captions, questions = _texts(self._config, self._texts[row], row)
-        image = MadeImage(id, partial(_decode, self._table, self._config.image, row))
+        image = MadeImage(id, partial(_decode, self._table, self._config.image, row, id))
         return Example(id=id, image=image, captions=captions, questions=questions)
 
 
-def _texts(config: DatasetsConfig, record: Any, row: int):
+def _texts(config: DatasetsConfig, record: Any, row: int) -> tuple[tuple[str, ...], tuple[Question, ...]]:
     captions = captions_of(record, config.caption) if config.caption else ()
     if config.question is None:
         return captions, ()
@@ -90,11 +101,11 @@ def _texts(config: DatasetsConfig, record: Any, row: int):
     return captions, questions_of(asked, f"{config.path}[{row}]")
 
 
-def _decode(table: Dataset, column: str, row: int) -> Image.Image:
+def _decode(table: Dataset, column: str, row: int, name: str) -> Image.Image:
     stored = table[row][column]
     if stored is None:
-        raise ValueError("no picture in this row")
-    return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"])
+        raise BrokenImage(f"{name}: no picture in this row")
+    return decode(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"], name)
 
 
 def _open(config: DatasetsConfig, base: Path) -> Dataset:

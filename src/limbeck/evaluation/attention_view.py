@@ -1,4 +1,4 @@
-"""What a model looks at: attention over a picture's patches, for the report. From captured queries and keys, one row only."""
+"""What a model looks at: attention over a picture's patches, one row of a map at a time, for the report."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def attention_view(
 ) -> list[dict[str, Any]]:
     """For each of a handful of pictures, what its class token and the words of its first caption look at.
 
-    Each is `{"id", "caption", "grid", "image", "words"}`, ready for JSON: `grid` is how many patches a side has, `image`
-    the class token's attention over the grid * grid patches in the image tower's last layer, `words` a list of
+    Each is `{"id", "caption", "grid", "image", "words"}`, ready for JSON: `grid` is how many patches a side has,
+    `image` the class token's attention over the grid * grid patches in the image tower's last layer, `words` a list of
     `{"token", "attention"}` from the last cross-attention (decoder, or fusion where there is no decoder) and empty for
     a dual encoder or without a caption. The class token's own share is left out, so that a row sums to at most 1.
+    A picture that does not decode is left out.
     """
     views: list[dict[str, Any]] = []
     config = TaskConfig(batch_size=max(1, len(examples)), max_skipped=1.0)

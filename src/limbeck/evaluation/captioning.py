@@ -13,8 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from limbeck.data.examples import Example
 from limbeck.evaluation.inputs import (
-    Row, TaskConfig, encode, evaluating, picture_batches, read_rows, write_rows, write_whole,
-)  # fmt: skip
+    Row,
+    TaskConfig,
+    encode,
+    evaluating,
+    picture_batches,
+    read_rows,
+    write_rows,
+    write_whole,
+)
 from limbeck.evaluation.metrics.caption import caption_scores
 from limbeck.evaluation.metrics.ptb import TokenizerName
 from limbeck.models.fusion import FusionVLM
@@ -25,11 +32,11 @@ class CaptioningConfig(TaskConfig):
 
     prompt: str = ""
     """what every caption begins with, and is not scored on: "a picture of " where the model was trained with it"""
-    num_beams: int = Field(3, ge=1)
+    num_beams: int = Field(default=3, ge=1)
     """1 writes greedily"""
-    min_length: int = Field(5, ge=0)
+    min_length: int = Field(default=5, ge=0)
     """least tokens, class token and prompt counted as BLIP does, the separator not"""
-    max_length: int = Field(20, ge=2)
+    max_length: int = Field(default=20, ge=2)
     """most tokens, counted in the same way"""
     tokenizer: TokenizerName | None = None
     """what cuts captions into words for the metrics; null: Java's where it runs, else our own"""

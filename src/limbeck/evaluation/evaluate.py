@@ -57,11 +57,14 @@ class EvaluationConfig(Section):
     vqa: VQATask | None = None
 
     @property
-    def tasks(self) -> tuple[TaskName, ...]:
+    def tasks(self) -> dict[TaskName, RetrievalTask | CaptioningTask | VQATask]:
         """The tasks to run, in their order."""
-        asked = {"retrieval": self.retrieval, "captioning": self.captioning, "vqa": self.vqa}
-        names: tuple[TaskName, ...] = ("retrieval", "captioning", "vqa")
-        return tuple(name for name in names if asked[name] is not None)
+        every: dict[TaskName, RetrievalTask | CaptioningTask | VQATask | None] = {
+            "retrieval": self.retrieval,
+            "captioning": self.captioning,
+            "vqa": self.vqa,
+        }
+        return {name: task for name, task in every.items() if task is not None}
 
 
 def load_tasks(config: EvaluationConfig, base: Path = Path()) -> dict[TaskName, Source]:
@@ -71,9 +74,7 @@ def load_tasks(config: EvaluationConfig, base: Path = Path()) -> dict[TaskName, 
     """
     loaded: dict[str, Source] = {}
     sources: dict[TaskName, Source] = {}
-    for name, task in (("retrieval", config.retrieval), ("captioning", config.captioning), ("vqa", config.vqa)):
-        if task is None:
-            continue
+    for name, task in config.tasks.items():
         data = task.data or config.data
         if not data:
             raise ValueError(f"evaluation.{name}.data: nothing to evaluate on; give it, or evaluation.data, a source")
@@ -108,22 +109,37 @@ def evaluate(
     elif model.config.decoder == "none" and config.captioning is not None:
         raise ValueError(f"evaluation.captioning: this {model.config.family} model has no decoder to write with")
     out = folder / "evaluation"
-    where: dict[str, Any] = {"device": device, "progress": progress}
     summary: dict[str, Any] = {}
     if config.retrieval is not None:
-        rows = out / "retrieval.jsonl"
         summary["retrieval"] = evaluate_retrieval(
-            model, tokenizer, examples["retrieval"], config.retrieval, rows=rows, **where
+            model,
+            tokenizer,
+            examples["retrieval"],
+            config.retrieval,
+            rows=out / "retrieval.jsonl",
+            device=device,
+            progress=progress,
         )
     if config.captioning is not None and isinstance(model, FusionVLM):
-        rows = out / "captioning.jsonl"
         summary["captioning"] = evaluate_captioning(
-            model, tokenizer, examples["captioning"], config.captioning, rows=rows, **where
+            model,
+            tokenizer,
+            examples["captioning"],
+            config.captioning,
+            rows=out / "captioning.jsonl",
+            device=device,
+            progress=progress,
         )
     if config.vqa is not None and isinstance(model, FusionVLM):
-        choices = answers if config.vqa.answers is None else read_answers(base / config.vqa.answers)
         summary["vqa"] = evaluate_vqa(
-            model, tokenizer, examples["vqa"], config.vqa, rows=out / "vqa.jsonl", answers=choices, **where
+            model,
+            tokenizer,
+            examples["vqa"],
+            config.vqa,
+            rows=out / "vqa.jsonl",
+            device=device,
+            answers=answers if config.vqa.answers is None else read_answers(base / config.vqa.answers),
+            progress=progress,
         )
     _write_summary(out, summary)
     return summary
@@ -135,7 +151,7 @@ def recompute(folder: Path) -> dict[str, Any]:
     again = {"retrieval": retrieval.recompute, "captioning": captioning.recompute, "vqa": vqa.recompute}
     summary = {name: task(out / f"{name}.jsonl") for name, task in again.items() if (out / f"{name}.jsonl").is_file()}
     if not summary:
-        raise ValueError(f"{out}: no rows to compute from; wanted one of {', '.join(f'{name}.jsonl' for name in again)}")
+        raise ValueError(f"{out}: no rows to compute from; wanted retrieval.jsonl, captioning.jsonl or vqa.jsonl")
     _write_summary(out, summary)
     return summary
 

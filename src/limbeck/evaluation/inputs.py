@@ -30,17 +30,17 @@ Row = dict[str, Any]
 class TaskConfig(Section):
     """What every task has."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """pictures at once"""
     bf16: bool = False
     """compute in bfloat16 where that is safe (autocast); about twice as fast where the hardware has it"""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """processes that decode pictures; 0 decodes in this one"""
-    max_skipped: float = Field(0.01, ge=0, le=1)
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
     """share of broken pictures past which the evaluation stops; what is skipped counts nowhere"""
 
 
-class _Opened(Dataset[Tensor | Skipped]):
+class _Opened(Dataset[tuple[int, Tensor | Skipped]]):
     """Pictures by index as uint8 [3, size, size]."""
 
     def __init__(self, examples: Sequence[Example], size: int) -> None:

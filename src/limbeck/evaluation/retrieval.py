@@ -1,7 +1,7 @@
 """Retrieval: the texts of a picture and the picture of a text, among all of a data set (BLIP's and ALBEF's protocol).
 
-Dual encoders rank by the cosine of the embeddings. Fusion models look again at the `k_test` nearest ones: their score is
-the matching logit plus the cosine, everything else gets -100. In percent.
+Dual encoders rank by the cosine of the embeddings. Fusion models look again at the `k_test` nearest ones: their score
+is the matching logit plus the cosine, everything else gets -100. In percent.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SHOWN = 5
 class RetrievalConfig(TaskConfig):
     """How retrieval is evaluated."""
 
-    k_test: int = Field(256, ge=0)
+    k_test: int = Field(default=256, ge=0)
     """candidates that the fusion looks at again, per picture and per text: 256 on COCO, 128 on Flickr30k; 0 none"""
-    pair_batch: int = Field(256, ge=1)
+    pair_batch: int = Field(default=256, ge=1)
     """picture-text pairs at once"""
-    max_length: int = Field(35, ge=3)
+    max_length: int = Field(default=35, ge=3)
     """tokens of a text"""
 
 

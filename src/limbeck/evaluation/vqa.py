@@ -22,8 +22,15 @@ from transformers import PreTrainedTokenizerFast
 from limbeck.data.examples import Example, Question
 from limbeck.data.transform import clean_caption
 from limbeck.evaluation.inputs import (
-    Row, TaskConfig, encode, evaluating, picture_batches, read_rows, write_rows, write_whole,
-)  # fmt: skip
+    Row,
+    TaskConfig,
+    encode,
+    evaluating,
+    picture_batches,
+    read_rows,
+    write_rows,
+    write_whole,
+)
 from limbeck.evaluation.metrics.vqa import accuracy, mean_accuracy
 from limbeck.losses.language import token_cross_entropy
 from limbeck.models.fusion import FusionVLM, Memory
@@ -34,17 +41,17 @@ class VQAConfig(TaskConfig):
     """How questions are answered."""
 
     mode: Literal["rank", "generate"] = "rank"
-    candidates: int = Field(128, ge=1)
+    candidates: int = Field(default=128, ge=1)
     """rank: answers whose whole likelihood is computed"""
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """rank: of that likelihood"""
-    pair_batch: int = Field(1024, ge=1)
+    pair_batch: int = Field(default=1024, ge=1)
     """rank: question-answer pairs at once"""
-    num_beams: int = Field(3, ge=1)
+    num_beams: int = Field(default=3, ge=1)
     """generate: 1 writes greedily"""
-    max_answer_length: int = Field(10, ge=3)
+    max_answer_length: int = Field(default=10, ge=3)
     """tokens of an answer, [CLS] and [SEP] included"""
-    max_length: int = Field(35, ge=3)
+    max_length: int = Field(default=35, ge=3)
     """tokens of a question"""
 
 
@@ -52,7 +59,7 @@ class VQAConfig(TaskConfig):
 class _Choices:
     """The answers to rank."""
 
-    texts: Sequence[str]
+    texts: list[str]
     ids: Tensor
     """[A, U]"""
     mask: Tensor
@@ -97,13 +104,13 @@ def evaluate_vqa(
         if not answers:
             raise ValueError('vqa: mode "rank" chooses from a list of answers, and there is none; or choose "generate"')
         texts = [clean_caption(answer) for answer in answers]
-        choices = _Choices(answers, *encode(tokenizer, texts, config.max_answer_length, device))
+        choices = _Choices(list(answers), *encode(tokenizer, texts, config.max_answer_length, device))
     written: list[Row] = []
+    total = sum(len(example.questions) for example in asked)
     with (
         evaluating(model, device, config.bf16),
-        tqdm(total=sum(len(example.questions) for example in asked), desc="vqa", unit="question", disable=not progress)
-        as bar,
-    ):  # fmt: skip
+        tqdm(total=total, desc="vqa", unit="question", disable=not progress) as bar,
+    ):
         for batch, pixels in picture_batches(asked, model.config.vision.image_size, config, device):
             questions = [question for example in batch for question in example.questions]
             pictures = [row for row, example in enumerate(batch) for _ in example.questions]

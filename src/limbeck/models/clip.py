@@ -20,6 +20,14 @@ from limbeck.models.med import TextConfig
 from limbeck.models.vision import VisionConfig
 from limbeck.types import AttentionState, Signals
 
+CLIP_PARTS = {
+    "vision_model": "vision",
+    "text_model": "text",
+    "visual_projection": "image_head",
+    "text_projection": "text_head",
+}
+"""transformers' parts of a CLIPModel -> limbeck's parts of a dual encoder"""
+
 
 class ClipConfig(Section):
     """A dual encoder. Of the text tower, `dropout` is that of attention probabilities alone, as CLIP has it."""
@@ -59,7 +67,7 @@ class DualEncoder(nn.Module):
     def encode_image(self, pixel_values: Tensor, *, capture: bool = False) -> Signals:
         """Pixels [B, 3, R, R] -> unit embedding [B, E], hidden [B, N, D] of the last layer, before CLIP's norm."""
         resized = pixel_values.shape[-1] != self.config.vision.image_size
-        with _captured(self.vision.encoder.layers[-1].self_attn, capture) as seen:
+        with _captured(self.vision, self.config.vision.layers, capture) as seen:
             out = self.vision(pixel_values=pixel_values, interpolate_pos_encoding=resized)
         return Signals(
             output=functional.normalize(self.image_head(out.pooler_output).float(), dim=-1),
@@ -72,7 +80,7 @@ class DualEncoder(nn.Module):
         length = input_ids.shape[1]
         if length > self.config.text.max_positions:
             raise ValueError(f"a text of {length} tokens; max_positions is {self.config.text.max_positions}")
-        with _captured(self.text.encoder.layers[-1].self_attn, capture) as seen:
+        with _captured(self.text, self.config.text.layers, capture) as seen:
             hidden = self.text(input_ids=input_ids, attention_mask=mask).last_hidden_state
         last = torch.full_like(input_ids[:, 0], length - 1) if mask is None else mask.sum(dim=1) - 1
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
@@ -126,14 +134,16 @@ def clip_config(config: ClipConfig) -> TransformersCLIPConfig:
 
 
 @contextmanager
-def _captured(attention: nn.Module, capture: bool) -> Iterator[list[Tensor]]:
-    """While open, an attention's queries and keys [B, T, D] are put into the list, in this order."""
+def _captured(tower: nn.Module, layers: int, capture: bool) -> Iterator[list[Tensor]]:
+    """While open, the queries and keys [B, T, D] of a tower's last layer are put into the list, in this order."""
     seen: list[Tensor] = []
-    handles = []
-    if capture:
-        for name in ("q_proj", "k_proj"):
-            linear = attention.get_submodule(name)
-            handles.append(linear.register_forward_hook(lambda _module, _inputs, output: seen.append(output)))
+
+    def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+
+    names = ("q_proj", "k_proj") if capture else ()
+    attention = tower.get_submodule(f"encoder.layers.{layers - 1}.self_attn")
+    handles = [attention.get_submodule(name).register_forward_hook(keep) for name in names]
     try:
         yield seen
     finally:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from limbeck.config import Section
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+State = dict[str, Tensor]
 
 
 def write_model(model: nn.Module, model_type: str, config: Section, folder: Path) -> None:
@@ -27,7 +28,29 @@ def write_model(model: nn.Module, model_type: str, config: Section, folder: Path
     _replace(folder / CONFIG, lambda path: path.write_text(text))
 
 
-def fill(model: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
+def read_weights(folder: Path) -> State:
+    """Every tensor of a folder: one safetensors file, several with an index, or a pickle of plain tensors."""
+    index, pickled = folder / f"{WEIGHTS}.index.json", folder / "pytorch_model.bin"
+    if (folder / WEIGHTS).exists():
+        return load_file(folder / WEIGHTS)
+    if index.exists():
+        state: State = {}
+        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            state |= load_file(folder / Path(name).name)
+        return state
+    if pickled.exists():
+        return torch.load(pickled, map_location="cpu", weights_only=True)
+    raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {index.name} nor {pickled.name}")
+
+
+def read_model_type(folder: Path) -> str:
+    """What config.json says the folder is."""
+    if not (folder / CONFIG).exists():
+        raise FileNotFoundError(f"{folder}: no {CONFIG}")
+    return str(json.loads((folder / CONFIG).read_text()).get("model_type"))
+
+
+def fill(model: nn.Module, state: State, origin: str) -> None:
     """Load `state` into `model`; it must hold every weight, in shape, finite and not all zero.
 
     Raises ValueError with the first offending names; `origin` says where the state came from.

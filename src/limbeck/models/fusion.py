@@ -33,7 +33,7 @@ class FusionConfig(Section):
     heads: bool = True
     """whether there are contrastive and matching heads; without them those outputs have width 0"""
     decoder: Literal["tied", "separate", "none"] = "tied"
-    """`tied`: the encoder's layers, but a self-attention of its own (BLIP); `separate`: its own layers; ALBEF: `none`"""
+    """`tied`: the encoder's layers, self-attention aside (BLIP); `separate`: layers of its own; `none` (ALBEF)"""
     decoder_vision: bool = False
     """whether a separate decoder looks at pictures through an image tower of its own (checkpoints put together)"""
     answer_decoder: Literal["tied", "separate"] = "tied"
@@ -142,15 +142,13 @@ class FusionVLM(nn.Module, ABC):
             return Memory(encoder, encoder if self.config.decoder == "tied" else None)
         if self.decoder_vision is not None:
             if not isinstance(image, ImageSignals) or image.decoder_hidden is None:
-                raise ValueError(
-                    "this decoder has an image tower of its own: give image_memory all of encode_image's signals"
-                )
+                raise ValueError("the decoder has an image tower of its own: give image_memory encode_image's signals")
             hidden = image.decoder_hidden
         return Memory(encoder, self.decoder.memory(hidden))
 
     def question_memory(self, hidden: Tensor, mask: Tensor | None) -> Memory:
         """Keys and values for the fused questions' hidden states [Q, T, D] and their mask [Q, T]."""
-        return Memory(None, self._answerer().memory(hidden, mask), asks=True)
+        return Memory(None, self.answerer().memory(hidden, mask), asks=True)
 
     def fuse(
         self,
@@ -220,6 +218,21 @@ class FusionVLM(nn.Module, ABC):
             min_new_tokens=min_new_tokens,
         )
 
+    def answerer(self) -> TextTransformer:
+        """What answers questions; ValueError where nothing does."""
+        if self.answer_decoder is not None:
+            return self.answer_decoder
+        decoder = self.text if self.config.decoder == "tied" else self.decoder
+        if decoder is None:
+            raise ValueError(f"this {self.config.family} has nothing to answer with: set answer_decoder: separate")
+        vision, text = self.config.vision.width, self.config.text.width
+        if vision != text:
+            raise ValueError(
+                "answer_decoder: tied needs towers of one width, since one cross-attention looks at pictures and at "
+                f"questions; vision.width is {vision}, text.width {text}: set answer_decoder: separate"
+            )
+        return decoder
+
     def save(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors into `folder`, each whole or not at all."""
         write_model(self, f"limbeck_{self.config.family}", self.config, Path(folder))
@@ -232,26 +245,11 @@ class FusionVLM(nn.Module, ABC):
             raise ValueError(f"this model has no text encoder to {purpose}: load it with a retrieval checkpoint")
         return self.text
 
-    def _answerer(self) -> TextTransformer:
-        """What answers questions; ValueError where nothing does."""
-        if self.answer_decoder is not None:
-            return self.answer_decoder
-        decoder = self.text if self.config.decoder == "tied" else self.decoder
-        if decoder is None:
-            raise ValueError(f"this {self.config.family} has nothing to answer with: set answer_decoder: separate")
-        vision, text = self.config.vision.width, self.config.text.width
-        if vision != text:
-            raise ValueError(
-                "answer_decoder: tied needs towers of one width, since the same cross-attention looks at pictures and at "
-                f"questions; vision.width is {vision}, text.width {text}: set answer_decoder: separate"
-            )
-        return decoder
-
     def _writer(self, memory: Memory) -> tuple[TextTransformer, CrossHeads]:
         """The decoder that a memory is for, and what it looks at."""
         writer = self.text if self.config.decoder == "tied" else self.decoder
         if memory.asks:
-            writer = self._answerer()
+            writer = self.answerer()
         if writer is None or memory.decoder is None:
             raise ValueError(f"this {self.config.family} has no decoder: load it with a captioning checkpoint")
         return writer, memory.decoder

@@ -30,7 +30,7 @@ def generate(
     )
     rows = torch.arange(len(prompt_ids), device=prompt_ids.device).repeat_interleave(num_beams)
     decoder = _Decoder(writer, memory.gather(rows if num_beams > 1 else None))
-    ids = decoder.generate(
+    ids = decoder.generate(  # pyright: ignore[reportAttributeAccessIssue]  # the mixin's protocol is narrower than its use
         input_ids=prompt_ids,
         attention_mask=torch.ones_like(prompt_ids),
         past_key_values=DynamicCache(),
@@ -44,6 +44,9 @@ class _DecoderConfig(PreTrainedConfig):
     """What generation asks of a model's config."""
 
     model_type = "limbeck_decoder"
+    vocab_size: int = 0
+    num_hidden_layers: int = 0
+    is_decoder: bool = True
 
 
 class _Decoder(PreTrainedModel, GenerationMixin):
@@ -51,16 +54,12 @@ class _Decoder(PreTrainedModel, GenerationMixin):
 
     config_class = _DecoderConfig
     main_input_name = "input_ids"
-    _supports_cache_class = True
 
     def __init__(self, writer: TextTransformer, memory: CrossHeads):
-        super().__init__(
-            _DecoderConfig(
-                vocab_size=writer.config.vocab_size,
-                num_hidden_layers=writer.config.layers,
-                is_decoder=True,
-            )
-        )
+        config = _DecoderConfig()
+        config.vocab_size = writer.config.vocab_size
+        config.num_hidden_layers = writer.config.layers
+        super().__init__(config)
         self.writer = writer
         self.memory = memory
 

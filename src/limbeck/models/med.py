@@ -212,7 +212,7 @@ class TextTransformer(nn.Module):
         layers: int | None = None,
         capture: bool = False,
     ) -> Trace:
-        """Ids [B, T] and their boolean mask [B, T], through the first `layers` layers, over the memory if there is one."""
+        """Ids [B, T] and boolean mask [B, T], through the first `layers` layers, over the memory if there is one."""
         allowed = None if mask is None else mask[:, None, None, :]
         return self._run(self.embeddings(input_ids), "encoder", allowed, memory, layers, None, capture)
 

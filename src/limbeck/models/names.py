@@ -6,7 +6,7 @@ Every function gives a whole table for one tower, so that both directions are a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 VISION_TRANSFORMERS = {
     "class_token": "embeddings.class_embedding",
@@ -64,7 +64,7 @@ def vision_names(layers: int, table: Mapping[str, str], prefix: str) -> dict[str
 def text_names(layers: int, role: Role, prefix: str, *, cross: bool = True, head: str | None = None) -> dict[str, str]:
     """A TextTransformer's parameters in one role -> their names below `prefix` there.
 
-    `cross` says whether every layer has a cross-attention, `head` below what the vocabulary's head stands, if there is one.
+    `cross` says whether every layer has a cross-attention, `head` where the vocabulary's head stands, if there is one.
     """
     table = TEXT_BODY | _attention(f"{role}_attention", "attention")
     if cross:
@@ -96,4 +96,31 @@ def _expand(table: Mapping[str, str], layers: Iterable[int]) -> dict[str, str]:
         for ours, theirs in table.items()
         for index in (layers if "#" in ours else (0,))
         for kind in (("weight", "bias") if "*" in ours else ("",))
+    }
+
+
+def vision_values(config: Any) -> dict[str, Any]:
+    """A transformers vision config's values under our names."""
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "feed_forward": config.intermediate_size,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "norm_eps": config.layer_norm_eps,
+    }
+
+
+def text_values(config: Any) -> dict[str, Any]:
+    """A transformers text config's values under our names."""
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "feed_forward": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "max_positions": config.max_position_embeddings,
+        "norm_eps": config.layer_norm_eps,
+        "pad_token_id": config.pad_token_id,
     }

@@ -66,3 +66,76 @@ class Predictions:
     retrieved: Mapping[str, Retrieved]
     captions: Mapping[str, str]
     answers: Mapping[str, tuple[Answer, ...]]
+
+
+def read_gallery(folder: Path) -> tuple[GalleryItem, ...]:
+    """What `gallery.json` lists; empty where there is none.
+
+    Raises:
+        ReportError: an entry lacks its id or file, or the file is not beside `gallery.json`.
+    """
+    items: list[GalleryItem] = []
+    for record in read_list(folder / "gallery.json"):
+        name = record.text("file")
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise ReportError(f"{record.place}, file: wanted the name of a picture in {folder}, found {name!r}")
+        items.append(
+            GalleryItem(
+                id=record.text("id"),
+                file=file,
+                captions=record.texts("captions"),
+                questions=tuple(Question(text=q.text("text"), answers=q.texts("answers")) for q in record.parts("questions")),
+                image_attention=record.grid("image_attention"),
+                caption_attention=record.grid("caption_attention"),
+            )
+        )
+    return tuple(items)
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """The rows of an `evaluation` folder by picture; empty where a task was not evaluated.
+
+    Raises:
+        ReportError: a row lacks a field.
+    """
+    retrieved: dict[str, Retrieved] = {}
+    for row in read_lines(folder / "retrieval.jsonl"):
+        own = row.text("id")
+        found = tuple((text.text("text"), text.text("id") == own) for text in row.parts("texts"))
+        retrieved[own] = Retrieved(captions=found[:TOP], rank=int(row.number("text_rank")) + 1)
+    captions = {row.text("id"): row.text("prediction") for row in read_lines(folder / "captioning.jsonl")}
+    answers: dict[str, tuple[Answer, ...]] = {}
+    for row in read_lines(folder / "vqa.jsonl"):
+        answer = Answer(
+            question=row.text("question"),
+            kind=row.maybe_text("kind") or "",
+            answer=row.text("prediction"),
+            accuracy=row.number("accuracy"),
+        )
+        picture = row.text("image_id")
+        answers[picture] = (*answers.get(picture, ()), answer)
+    return Predictions(retrieved=retrieved, captions=captions, answers=answers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A gallery picture as the page embeds it, once."""
+
+    width: int
+    height: int
+    address: str
+    """`data:` address"""
+
+
+def embed(file: Path) -> Picture:
+    """Read a PNG for embedding.
+
+    Raises:
+        ReportError: the file is no PNG.
+    """
+    data = file.read_bytes()
+    if not data.startswith(PNG) or len(data) < 24:
+        raise ReportError(f"{file}: wanted a PNG picture, found a file that begins with {data[:8]!r}")
+    width, height = struct.unpack(">II", data[16:24])
+    return Picture(width=width, height=height, address="data:image/png;base64," + base64.b64encode(data).decode("ascii"))

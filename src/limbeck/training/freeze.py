@@ -11,11 +11,11 @@ from torch import nn
 def freeze(model: nn.Module, trainable: tuple[str, ...], frozen: tuple[str, ...] = ()) -> list[str]:
     """Let exactly those parameters train that a glob of `trainable` names and that lie in no submodule of `frozen`.
 
-    A glob names parameters (`student.vision.*`) or a whole submodule (`student.vision`).
+    A glob names parameters (`student.vision.*`) or a whole submodule (`student.vision`); no globs at all mean everything.
     Returns the names that train. Raises ValueError for a glob that matches nothing.
     """
     names = [name for name, _ in model.named_parameters() if not name.startswith(tuple(f"{root}." for root in frozen))]
-    chosen: set[str] = set()
+    chosen: set[str] = set() if trainable else set(names)
     for glob in trainable:
         matched = [name for name in names if fnmatchcase(name, glob) or name.startswith(f"{glob}.")]
         if not matched:

@@ -48,7 +48,7 @@ def training_arguments(output: Path, seed: int, *overrides: Mapping[str, Any]) -
 
     Raises ValueError or TypeError as TrainingArguments does.
     """
-    settings = dict(DEFAULTS)
+    settings = {**DEFAULTS, "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available()}
     for override in overrides:
         settings.update(override)
     if "MASTER_ADDR" not in os.environ:

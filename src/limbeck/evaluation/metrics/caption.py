@@ -6,7 +6,7 @@ All figures are times 100, as papers print them (CIDEr 113.2, not 1.132).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +65,7 @@ def score_tokenized(
     corpus: dict[str, float] = {}
     pictures: dict[str, dict[str, float]] = {picture: {} for picture in given}
 
-    def note(metric: str, score: float, by_picture: Sequence[float]) -> None:
+    def note(metric: str, score: float | np.floating, by_picture: Iterable[float]) -> None:
         corpus[metric] = 100 * float(score)
         for picture, value in zip(given, by_picture, strict=True):
             pictures[picture][metric] = 100 * float(value)
@@ -96,12 +96,13 @@ def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str
 def _spice_is_installed() -> bool:
     """SPICE needs CoreNLP 3.6, which pycocoevalcap fetches when first used; we use it only where that has been done."""
     package = find_spec("pycocoevalcap")
-    assert package is not None and package.submodule_search_locations is not None
+    assert package is not None
+    assert package.submodule_search_locations is not None
     jars = Path(package.submodule_search_locations[0]) / "spice" / "lib"
     return all((jars / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models"))
 
 
-def _spice(given: Tokenized, wanted: Tokenized) -> tuple[float, list[float]]:
+def _spice(given: Tokenized, wanted: Tokenized) -> tuple[np.floating, list[float]]:
     from pycocoevalcap.spice.spice import Spice
 
     mean, parts = Spice().compute_score(wanted, given)

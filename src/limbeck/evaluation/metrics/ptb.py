@@ -1,6 +1,6 @@
-"""Penn-Treebank tokenisation of captions, as COCO's caption metrics want it: by Java where there is one, else by our own.
+"""Penn-Treebank tokenisation of captions, as COCO's caption metrics want it: by Java where it runs, else by our own.
 
-COCO's official code (Chen et al., 2015, arXiv:1504.00325) runs Stanford's PTBTokenizer with ``-preserveLines -lowerCase``
+COCO's official code (Chen et al., 2015, arXiv:1504.00325) runs Stanford's PTBTokenizer with `-preserveLines -lowerCase`
 and drops eighteen punctuation tokens. The fallback below was written against that program's behaviour, not its source:
 the rules are those that show in what a caption looks like after the punctuation has been dropped.
 """
@@ -23,7 +23,7 @@ JAR = "stanford-corenlp-3.4.1.jar"
 DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-"""What the official code drops. Brackets arrive as ``-lrb-`` (text is lowered first), so they stay, as in its figures."""
+"""What the official code drops. Brackets arrive lowered, as ``-lrb-``, and so they stay, as in its figures."""
 
 
 def tokenize(captions: Sequence[str], tokenizer: TokenizerName) -> list[str]:
@@ -39,7 +39,7 @@ def tokenize(captions: Sequence[str], tokenizer: TokenizerName) -> list[str]:
 
 @cache
 def best_tokenizer() -> TokenizerName:
-    """"ptb-java" where Java runs and pycocoevalcap's jar is installed, else "fallback"."""
+    """`ptb-java` where Java runs and pycocoevalcap's jar is installed, else `fallback`."""
     jar = _jar()
     if shutil.which("java") is None or jar is None:
         return "fallback"
@@ -67,7 +67,7 @@ def _java(lines: Sequence[str]) -> list[list[str]]:
     tokenized = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(tokenized) != len(lines):
         raise RuntimeError(
-            f'tokenizer "ptb-java": gave {len(tokenized)} lines for {len(lines)} captions (exit code {done.returncode}): '
+            f'tokenizer "ptb-java": {len(tokenized)} lines for {len(lines)} captions, exit code {done.returncode}: '
             f"{done.stderr.decode()[-500:]}"
         )
     return [line.rstrip().split(" ") for line in tokenized]
@@ -82,9 +82,9 @@ _COMPOUND = rf"{_WORD}+(?:-{_WORD}+)*"
 _ABBREVIATIONS = """
     adm al ala alex apr ariz assn asst assoc atty aug ave bldg blvd brig bros calif capt cf cie cmdr co col colo conn
     corp cos cpl ct dec dept det dr drs esq est etc ext feb fla fri ft ga gen gov hon inc ind insp jan jr jul jun kan
-    ky lt ltd maj mar md mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt messrs neb nev nov oct okla penn ph ph.d plc
-    pres prof profs pty pvt rd rep rev rt sen sep sept sgt spc sq sr st ste supt tel tenn thu thurs tue tues univ va vs
-    vt wed wis
+    ky lt ltd maj mar md mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt messrs neb nev nov oct okla penn ph ph.d
+    plc pres prof profs pty pvt rd rep rev rt sen sep sept sgt spc sq sr st ste supt tel tenn thu thurs tue tues univ va
+    vs vt wed wis
 """
 _CAPITAL_ABBREVIATIONS = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 """Abbreviations only where they are written with a capital: "la." ends a sentence, "La." is a state."""
@@ -99,7 +99,9 @@ _SENTENCE_STARTS = """
 _SPLIT_WORDS = "can|not gon|na got|ta wan|na lem|me gim|me more|'n 't|is 't|was d'|ye"
 """Written as one word, two tokens."""
 
-_APOSTROPHE_WORDS = "n' 'n 'n' 'em 'til 'till 'cause ol' o'clock c'mon ma'am ne'er e'er o'er dunkin' somethin' cont'd jack-o'lantern"
+_APOSTROPHE_WORDS = (
+    "n' 'n 'n' 'em 'til 'till 'cause ol' o'clock c'mon ma'am ne'er e'er o'er dunkin' somethin' cont'd jack-o'lantern"
+)
 
 
 def _either(words: str) -> str:

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 _NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -17,15 +17,16 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
 _MISSING_APOSTROPHE = """
-    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's I'm I've
-    isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
-    somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
-    they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've
-    who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+    ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's I'm
+    I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've
+    shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're
+    there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're
+    you've
 """
 _MISSING_ONE_OF_TWO = """
-    couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
-    there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
+    couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+    something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 """
 _ODD = {
     "somebody'd": "somebodyd", "ow's'at": "'ow's'at", "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at",
@@ -55,7 +56,7 @@ def normalise(answer: str) -> str:
 
 
 def strip_punctuation(answer: str) -> str:
-    """Punctuation next to a space goes, as everywhere in an answer with a number like 1,000; elsewhere it becomes a space.
+    """A mark that stands beside a space goes, as all do where there is a number like 1,000; others become a space.
 
     Periods go unless a digit follows.
     """

@@ -1,0 +1,116 @@
+"""One self-contained HTML page, the same table as Markdown and as JSON, from the folders of some runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from limbeck.report.cases import make_cases
+from limbeck.report.curves import gradient_panels, loss_panels, term_panels, tone_of, trade_offs
+from limbeck.report.records import ReportError
+from limbeck.report.runs import RunEntry, read_run
+from limbeck.report.table import as_json, make_headline, make_table
+from limbeck.report import charts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPaths:
+    """What `make_report` has written."""
+
+    html: Path
+    markdown: Path
+    json: Path
+
+
+def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> ReportPaths:
+    """Write `report.html`, `report.md` and `report.json` into `out` and say where they are.
+
+    The page needs nothing but itself: no network, no fonts, no other file. What a run has not measured is left out
+    of the table or shown as a dash, and named on the page.
+
+    Args:
+        out: folder of the three files, made if it is not there.
+        runs: the models, in the order of the table's rows; names must differ.
+        title: heading of the page.
+        notes: paragraphs (a blank line between two) on what was run, whom to credit, what to beware of.
+
+    Raises:
+        ReportError: no runs, two of one name, a folder that is not there or a file in it that cannot be read.
+    """
+    if not runs:
+        raise ReportError("a report needs at least one run, found none")
+    twice = [name for name, count in Counter(entry.name for entry in runs).items() if count > 1]
+    if twice:
+        raise ReportError(f"every run of a report needs a name of its own, found {twice[0]!r} more than once")
+    read = [read_run(entry) for entry in runs]
+    tones = tone_of(read)
+    shown = {
+        "title": title,
+        "notes": [part.strip() for part in notes.split("\n\n") if part.strip()],
+        "made": datetime.now(UTC),
+        "runs": read,
+        "tone": {run.name: tones[run.role] for run in read},
+        "table": make_table(read),
+        "headline": make_headline(read),
+    }
+    paths = ReportPaths(html=out / "report.html", markdown=out / "report.md", json=out / "report.json")
+    page = _templates().get_template("page.html.j2").render(
+        **shown,
+        style=_asset("style.css"),
+        script=_asset("page.js"),
+        chart=charts,
+        trade_offs=trade_offs(read),
+        losses=loss_panels(read),
+        terms=term_panels(read),
+        gradients=gradient_panels(read),
+        cases=make_cases(read),
+    )
+    markdown = _templates().get_template("report.md.j2").render(**shown)
+    out.mkdir(parents=True, exist_ok=True)
+    paths.html.write_text(page, encoding="utf-8")
+    paths.markdown.write_text(markdown, encoding="utf-8")
+    paths.json.write_text(json.dumps(as_json(read), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return paths
+
+
+@cache
+def _templates() -> Environment:
+    """The templates of this folder; whatever is put into the page is escaped, and a misspelt name is an error."""
+    environment = Environment(
+        loader=PackageLoader("limbeck.report"),
+        autoescape=lambda name: name is None or not name.endswith(".md.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = markdown_cell
+    environment.filters["duration"] = duration
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """A file of ours that goes into the page as it stands."""
+    return Markup(Path(__file__).with_name("templates").joinpath(name).read_text(encoding="utf-8"))
+
+
+def markdown_cell(text: str) -> str:
+    """Text that stays inside its cell of a Markdown table, and plain."""
+    plain = " ".join(text.split())
+    return "".join("\\" + char if char in "\\`*_[]<>|" else char for char in plain)
+
+
+def duration(seconds: float) -> str:
+    """75.3 as 1 min 15 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

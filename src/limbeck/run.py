@@ -1,0 +1,173 @@
+"""A recipe's run from first to last: train, keep the student, evaluate, profile, pick examples for the page.
+
+The run folder:
+
+    recipe.yaml  environment.json  log.jsonl  skipped.jsonl
+    stages/<stage>/   checkpoints, and the finished stage's weights
+    student/          the trained model with its tokenizer; `limbeck evaluate`, `profile` and other recipes take it
+    export/<task>/    transformers folders
+    evaluation/  profile.json  gallery/
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast
+
+from limbeck.assemble import (
+    build_method,
+    build_pairs,
+    build_schedule,
+    build_student,
+    build_teacher,
+    open_data,
+    open_tokenizer,
+)
+from limbeck.data.dataset import Pairs
+from limbeck.data.examples import Example
+from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
+from limbeck.evaluation.attention_view import attention_view
+from limbeck.evaluation.evaluate import EvaluationConfig, evaluate, load_tasks
+from limbeck.evaluation.profile import profile
+from limbeck.evaluation.vqa import common_answers
+from limbeck.methods.passes import Model
+from limbeck.models.convert import export
+from limbeck.models.load import load_model
+from limbeck.recipe import Recipe, RecipeError
+from limbeck.training.checkpoint import write_text
+from limbeck.training.run import record_environment, run_stages, training_arguments
+from limbeck.training.skips import SkipLog
+
+log = logging.getLogger(__name__)
+
+GALLERY_SIZE = 8
+"""Pictures of the page on which models are shown side by side."""
+
+
+def run_recipe(recipe: Recipe) -> Path:
+    """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder.
+
+    Everything that can be checked is checked before training starts. Raises RecipeError, DataError, ValueError.
+    """
+    folder = Path(recipe.output)
+    started = time.time()
+    for stage in recipe.stages:
+        training_arguments(folder, recipe.seed, recipe.training, stage.training)
+    load_tasks(recipe.evaluation)
+    _claim(folder, recipe)
+    source = open_data(recipe)
+    student_folder = folder / "student"
+    torch.manual_seed(recipe.seed)
+    tokenizer = open_tokenizer(recipe, source)
+    if not (student_folder / "config.json").exists():
+        teacher = build_teacher(recipe, tokenizer)
+        student = build_student(recipe, tokenizer, teacher)
+        method = build_method(recipe, student, teacher)
+        pairs = build_pairs(recipe, source, tokenizer)
+        skipped = SkipLog(folder / "skipped.jsonl", len(source.examples) + len(source.skipped), recipe.data.max_skipped)
+        skipped.add(source.skipped)
+        _record(folder, recipe, pairs)
+        run_stages(
+            method,
+            pairs,
+            pairs.collate,
+            folder=folder,
+            seed=recipe.seed,
+            training=recipe.training,
+            schedule=build_schedule(recipe),
+            skipped=skipped,
+            gradient_share_steps=recipe.gradient_share_steps,
+        )
+        tokenizer.save_pretrained(student_folder)
+        student.save(student_folder)
+        _record(folder, recipe, pairs, seconds=time.time() - started)
+    student = load_model(student_folder)
+    for task in recipe.export:
+        if not (folder / "export" / task / "config.json").exists():
+            export(student, tokenizer, folder / "export" / task, task)
+    examine(folder, student, tokenizer, recipe.evaluation, source.examples)
+    return folder
+
+
+def examine(
+    folder: Path,
+    model: Model,
+    tokenizer: PreTrainedTokenizerFast,
+    config: EvaluationConfig,
+    training: Sequence[Example],
+) -> None:
+    """Evaluate, profile and picture a model into `folder`; what is there already stays.
+
+    Where questions are answered by ranking, the answers are those of the `training` examples.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tasks = load_tasks(config)
+    if tasks and not (folder / "evaluation" / "summary.json").exists():
+        examples = {name: source.examples for name, source in tasks.items()}
+        answers = None if config.vqa is None or config.vqa.mode == "generate" else common_answers(training)
+        evaluate(model.to(device), tokenizer, config, examples, folder=folder, device=device, answers=answers)
+    if not (folder / "profile.json").exists():
+        write_text(folder / "profile.json", json.dumps(profile(model.to("cpu")).to_json(), indent=2))
+    if tasks and not (folder / "gallery" / "gallery.json").exists():
+        examples = next(iter(tasks.values())).examples
+        chosen = [examples[index] for index in range(min(GALLERY_SIZE, len(examples)))]
+        _hang(folder / "gallery", chosen, attention_view(model.to("cpu"), tokenizer, chosen, device=torch.device("cpu")))
+
+
+def open_student(folder: Path) -> tuple[Model, PreTrainedTokenizerFast]:
+    """A trained model and its tokenizer from a run folder, or from a model folder itself. Raises RecipeError."""
+    found = folder / "student" if (folder / "student").is_dir() else folder
+    if not (found / "tokenizer.json").is_file():
+        raise RecipeError(f"{folder}: neither a run folder with a student nor a model folder with a tokenizer.json")
+    return load_model(found), load_tokenizer(FolderTokenizer(tokenizer="folder", path=str(found)))
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe, or make sure that the folder belongs to this very one."""
+    values = json.loads(recipe.model_dump_json())
+    path = folder / "recipe.yaml"
+    if path.exists():
+        other = yaml.safe_load(path.read_text())
+        changed = _differences(other, values)
+        if changed:
+            raise RecipeError(
+                f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "
+                "Give this recipe an `output` of its own, or delete that folder"
+            )
+    else:
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [path]
+
+
+def _record(folder: Path, recipe: Recipe, pairs: Pairs, seconds: float | None = None) -> None:
+    record_environment(folder, seed=recipe.seed, data_fingerprint=pairs.fingerprint(), seconds=seconds)
+
+
+def _hang(gallery: Path, examples: Sequence[Example], views: Sequence[dict[str, Any]]) -> None:
+    """Save the pictures that the page shows, with their texts and what the model looks at in them."""
+    gallery.mkdir(parents=True, exist_ok=True)
+    seen = {view["id"]: view for view in views}
+    entries = []
+    for number, example in enumerate(examples):
+        if example.id in seen:
+            name = f"{number}.png"
+            example.image.open().save(gallery / name)
+            questions = [{"id": question.id, "text": question.text, "answers": question.answers} for question in example.questions]
+            entries.append(
+                {"id": example.id, "file": name, "captions": example.captions, "questions": questions, **seen[example.id]}
+            )
+    write_text(gallery / "gallery.json", json.dumps(entries))

@@ -1,0 +1,65 @@
+"""Folders of the `datasets` library."""
+
+import pytest
+from PIL import Image
+
+from limbeck.data.examples import BrokenImage, DataError
+from limbeck.data.hub import DatasetsConfig, load_datasets
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    rows = {
+        "image": [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")],
+        "caption": [["a red square", "red"], ["green"], [" "]],
+        "q": ["which colour?"] * 3,
+        "a": ["red", "green", "blue"],
+    }
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+
+
+def load(folder, **fields):
+    return load_datasets(DatasetsConfig(source="datasets", path="set", max_skipped=0.5, **fields), folder)
+
+
+@pytest.mark.parametrize("kind", ["disk", "dict", "parquet"])
+def test_local_folders(kind, table, tmp_path):
+    if kind == "disk":
+        table.save_to_disk(tmp_path / "set")
+    elif kind == "dict":
+        datasets.DatasetDict(train=table).save_to_disk(tmp_path / "set")
+    else:
+        (tmp_path / "set").mkdir()
+        table.to_parquet(tmp_path / "set" / "train.parquet")
+    source = load(tmp_path, question="q", answers="a")
+    assert [example.captions for example in source.examples] == [("a red square", "red"), ("green",)]
+    assert source.examples[1].image.open().getpixel((0, 0)) == (0, 255, 0)
+    assert source.examples[1].questions[0].answers == ("green",)
+    assert [(entry.id, entry.reason) for entry in source.skipped] == [
+        ("set[2]", "field 'caption': the caption is empty")
+    ]
+
+
+def test_an_image_folder(table, tmp_path):
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "set" / "1.png")
+    (tmp_path / "set" / "2.png").write_text("broken")
+    lines = [f'{{"file_name": "{n}.png", "caption": "number {n}"}}' for n in (1, 2)]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(lines))
+    first, second = load(tmp_path).examples
+    assert first.captions == ("number 1",)
+    assert first.image.open().size == (8, 8)
+    with pytest.raises(BrokenImage, match=r"set\[1\]"):
+        second.image.open()
+
+
+def test_wrong_columns_and_splits_are_named(table, tmp_path):
+    datasets.DatasetDict(train=table).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match="no column text; it has image, caption, q, a"):
+        load(tmp_path, caption="text")
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
+        load(tmp_path, split="test")
