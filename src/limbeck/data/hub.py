@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,8 @@ class DatasetsConfig(FilesConfig):
 
 def load_datasets(config: DatasetsConfig, base: Path) -> Source:
     """Open the dataset and check its texts; pictures are decoded when wanted. Raises DataError."""
+    if importlib.util.find_spec("datasets") is None:
+        raise DataError("source datasets needs the package datasets: pip install datasets")
     import datasets
 
     table = _open(config, base)

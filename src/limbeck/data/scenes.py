@@ -19,6 +19,7 @@ from limbeck.data.builtin import Split, render
 from limbeck.data.examples import Example, Examples, MadeImage, Source
 from limbeck.data.scene_facts import BACKGROUNDS, PLACES, SIZES, Scene, make_scene
 from limbeck.data.scene_texts import captions, questions
+from limbeck.data.scene_words import things
 
 
 class ScenesConfig(Section):
@@ -41,7 +42,8 @@ class ScenesConfig(Section):
 
 
 def load_scenes(config: ScenesConfig) -> Source:
-    """The scenes of one split; nothing is drawn before it is wanted."""
+    """The scenes of one split; nothing is drawn before it is wanted. Raises DataError where a package is missing."""
+    things()
     return Source(name=f"builtin:scenes/{config.split}", examples=Scenes(config))
 
 

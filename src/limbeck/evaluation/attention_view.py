@@ -14,7 +14,7 @@ from limbeck.data.transform import clean_caption
 from limbeck.evaluation.inputs import TaskConfig, encode, evaluating, picture_batches
 from limbeck.models.clip import DualEncoder
 from limbeck.models.fusion import FusionVLM
-from limbeck.types import AttentionState
+from limbeck.types import AttentionState, Signals
 
 
 def attention_row(state: AttentionState, query: int | Tensor) -> Tensor:
@@ -43,11 +43,11 @@ def attention_view(
 ) -> list[dict[str, Any]]:
     """For each of a handful of pictures, what its class token and the words of its first caption look at.
 
-    Each is `{"id", "caption", "grid", "image", "words"}`, ready for JSON: `grid` is how many patches a side has,
-    `image` the class token's attention over the grid * grid patches in the image tower's last layer, `words` a list of
-    `{"token", "attention"}` from the last cross-attention (decoder, or fusion where there is no decoder) and empty for
-    a dual encoder or without a caption. The class token's own share is left out, so that a row sums to at most 1.
-    A picture that does not decode is left out.
+    Each is ready for JSON: `id`; `caption`; `image_attention`, the class token's in the image tower's last layer;
+    `words`, a list of `{"token", "attention"}` by the last cross-attention (the decoder's, or the fusion's where there
+    is no decoder); `caption_attention`, their mean. An attention is a list of rows of patches, from the top; the class
+    token's own share is left out, so that it sums to at most 1. A dual encoder has no cross-attention: there, and
+    without a caption, `words` and `caption_attention` are empty. A picture that does not decode is left out.
     """
     views: list[dict[str, Any]] = []
     config = TaskConfig(batch_size=max(1, len(examples)), max_skipped=1.0)
@@ -57,41 +57,42 @@ def attention_view(
             assert seen.self_attention is not None
             patches = attention_row(seen.self_attention, 0)[:, 1:]
             captions = [clean_caption(example.captions[0]) if example.captions else "" for example in batch]
-            words: list[list[dict[str, Any]]] = [[] for _ in batch]
+            words: list[list[tuple[str, Tensor]]] = [[] for _ in batch]
             if isinstance(model, FusionVLM):
-                words = _words(model, tokenizer, seen.hidden, captions, max_length)
+                words = _words(model, tokenizer, seen, captions, max_length)
             views += [
                 {
                     "id": example.id,
                     "caption": caption,
-                    "grid": round(len(attention) ** 0.5),
-                    "image": _listed(attention),
-                    "words": looks,
+                    "image_attention": _grid(attention),
+                    "caption_attention": _grid(torch.stack([looks for _, looks in written]).mean(0)) if written else [],
+                    "words": [{"token": token, "attention": _grid(looks)} for token, looks in written],
                 }
-                for example, caption, attention, looks in zip(batch, captions, patches, words, strict=True)
+                for example, caption, attention, written in zip(batch, captions, patches, words, strict=True)
             ]
     return views
 
 
 def _words(
-    model: FusionVLM, tokenizer: PreTrainedTokenizerFast, hidden: Tensor, captions: Sequence[str], max_length: int
-) -> list[list[dict[str, Any]]]:
-    """Each caption's tokens and what they look at: for a decoder, the position that the token is written from."""
-    ids, mask = encode(tokenizer, captions, max_length, hidden.device)
-    memory = model.image_memory(hidden)
+    model: FusionVLM, tokenizer: PreTrainedTokenizerFast, image: Signals, captions: Sequence[str], max_length: int
+) -> list[list[tuple[str, Tensor]]]:
+    """Each caption's tokens and their attention [patches]; a decoder's is that of the position it writes them from."""
+    ids, mask = encode(tokenizer, captions, max_length, image.hidden.device)
+    memory = model.image_memory(image)
     writes = model.config.decoder != "none"
     signals = (model.decode if writes else model.fuse)(memory, ids, mask, capture=True)
     assert signals.cross_attention is not None
     lengths = mask.sum(1).tolist()
-    rows: list[list[dict[str, Any]]] = [[] for _ in captions]
+    words: list[list[tuple[str, Tensor]]] = [[] for _ in captions]
     for position in range(1, max(lengths) - 1):
         attention = attention_row(signals.cross_attention, position - 1 if writes else position)[:, 1:]
         for row, length in enumerate(lengths):
             if position < length - 1:
-                token = tokenizer.convert_ids_to_tokens(int(ids[row, position]))
-                rows[row].append({"token": token, "attention": _listed(attention[row])})
-    return rows
+                words[row].append((str(tokenizer.convert_ids_to_tokens(int(ids[row, position]))), attention[row]))
+    return words
 
 
-def _listed(attention: Tensor) -> list[float]:
-    return [round(value, 5) for value in attention.tolist()]
+def _grid(attention: Tensor) -> list[list[float]]:
+    """[patches] -> rows of a square, from the top."""
+    side = round(len(attention) ** 0.5)
+    return [[round(value, 5) for value in row] for row in attention.view(side, side).tolist()]

@@ -79,7 +79,7 @@ def evaluate_captioning(
     ):
         for batch, pixels in picture_batches(examples, model.config.vision.image_size, config, device):
             ids = model.generate(
-                model.image_memory(model.encode_image(pixels).hidden),
+                model.image_memory(model.encode_image(pixels)),
                 prompt.expand(len(batch), -1),
                 num_beams=config.num_beams,
                 max_new_tokens=room,

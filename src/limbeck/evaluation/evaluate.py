@@ -103,11 +103,7 @@ def evaluate(
     tokenizer} and `vqa` {accuracy, by_kind}: percent, and caption metrics times 100. `answers` is what "rank" chooses
     from where the config names no file. Raises ValueError where the model cannot do a task, before any of them runs.
     """
-    if isinstance(model, DualEncoder):
-        if config.captioning is not None or config.vqa is not None:
-            raise ValueError("evaluation: a clip model neither writes nor answers; leave out `captioning` and `vqa`")
-    elif model.config.decoder == "none" and config.captioning is not None:
-        raise ValueError(f"evaluation.captioning: this {model.config.family} model has no decoder to write with")
+    _check(model, config)
     out = folder / "evaluation"
     summary: dict[str, Any] = {}
     if config.retrieval is not None:
@@ -143,6 +139,20 @@ def evaluate(
         )
     _write_summary(out, summary)
     return summary
+
+
+def _check(model: FusionVLM | DualEncoder, config: EvaluationConfig) -> None:
+    """Raise ValueError where the model lacks a part that a task needs."""
+    if isinstance(model, DualEncoder):
+        if config.captioning is not None or config.vqa is not None:
+            raise ValueError("evaluation: a clip model neither writes nor answers; leave out `captioning` and `vqa`")
+        return
+    if config.retrieval is not None and not model.config.heads:
+        raise ValueError("evaluation.retrieval: this model has no contrastive and matching heads to rank with")
+    if config.captioning is not None and model.config.decoder == "none":
+        raise ValueError(f"evaluation.captioning: this {model.config.family} model has no decoder to write with")
+    if config.vqa is not None:
+        model.answerer()
 
 
 def recompute(folder: Path) -> dict[str, Any]:

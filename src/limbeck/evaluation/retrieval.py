@@ -21,7 +21,7 @@ from limbeck.data.transform import clean_caption
 from limbeck.evaluation.inputs import Row, TaskConfig, encode, evaluating, picture_batches, read_rows, write_rows
 from limbeck.evaluation.metrics.retrieval import picture_ranks, recalls, text_ranks
 from limbeck.models.clip import DualEncoder
-from limbeck.models.fusion import FusionVLM
+from limbeck.models.fusion import FusionVLM, Memory
 
 NOT_LOOKED_AT = -100.0
 SHOWN = 5
@@ -77,11 +77,16 @@ def evaluate_retrieval(
 ) -> dict[str, float]:
     """Write one row per picture and return TR@1, TR@5, TR@10, IR@1, IR@5, IR@10 and their mean, in percent.
 
-    Raises ValueError where an example has no caption, DataError where too many pictures are broken.
+    Raises ValueError where an example has no caption or the model no heads, DataError where too many pictures are
+    broken.
     """
     bare = [example.id for example in examples if not example.captions]
     if bare or not len(examples):
         raise ValueError(f"retrieval: every example needs a caption; without one: {bare[:5] or 'there is no example'}")
+    if isinstance(model, FusionVLM) and not model.config.heads:
+        raise ValueError(
+            "retrieval: this model has no contrastive and matching heads: load it with a retrieval checkpoint"
+        )
     with evaluating(model, device, config.bf16):
         gallery = _embed(model, tokenizer, examples, config, device, progress)
         cosine = (gallery.images @ gallery.embeddings.T).float()
@@ -148,6 +153,7 @@ def _look_again(
 
     A pair that is near in both directions is looked at once, and a picture's keys and values are made once.
     """
+    assert model.text is not None
     near_text = _nearest(cosine, config.k_test, dim=1)
     near_picture = _nearest(cosine, config.k_test, dim=0)
     pairs = (near_text | near_picture).nonzero()
@@ -155,7 +161,7 @@ def _look_again(
     with tqdm(total=len(pairs), desc="retrieval: matching", unit="pair", disable=not progress) as bar:
         for start in range(0, len(gallery.examples), config.batch_size):
             chunk = slice(start, start + config.batch_size)
-            memory = model.image_memory(gallery.hidden[chunk].to(cosine.device))
+            memory = Memory(model.text.memory(gallery.hidden[chunk].to(cosine.device)), None)
             inside = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + config.batch_size)]
             for some in inside.split(config.pair_batch):
                 picture, text = some.unbind(1)

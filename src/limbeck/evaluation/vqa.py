@@ -116,7 +116,7 @@ def evaluate_vqa(
             pictures = [row for row, example in enumerate(batch) for _ in example.questions]
             texts = [clean_caption(question.text, 50) for question in questions]
             ids, mask = encode(tokenizer, texts, config.max_length, device)
-            memory = model.image_memory(model.encode_image(pixels).hidden)
+            memory = model.image_memory(model.encode_image(pixels))
             fused = model.fuse(memory, ids, mask, rows=torch.tensor(pictures, device=device))
             memory = model.question_memory(fused.hidden, mask)
             if choices is None:
@@ -189,12 +189,12 @@ def _generate(
 def _row(example: Example, question: Question, prediction: str) -> Row:
     return {
         "id": question.id,
-        "picture": example.id,
+        "image_id": example.id,
         "kind": question.kind,
         "question": question.text,
         "prediction": prediction,
         "answers": list(question.answers),
-        "score": round(accuracy(prediction, question.answers), 6),
+        "accuracy": round(accuracy(prediction, question.answers), 6),
     }
 
 

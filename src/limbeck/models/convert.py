@@ -119,7 +119,8 @@ def _blip(model: FusionVLM, task: Task) -> PreTrainedModel:
 
     with torch.device("meta"):
         theirs = CLASSES[task](blip_config(config))
-    theirs.load_state_dict(state, strict=False, assign=True)
+    # clones: save_pretrained refuses tensors that two names share where the class does not tie them
+    theirs.load_state_dict({name: tensor.cpu().clone() for name, tensor in state.items()}, strict=False, assign=True)
     theirs.tie_weights()
     left = [name for name, parameter in theirs.named_parameters() if parameter.is_meta]
     assert not left, left

@@ -111,9 +111,9 @@ def read_predictions(folder: Path) -> Predictions:
             question=row.text("question"),
             kind=row.maybe_text("kind") or "",
             answer=row.text("prediction"),
-            accuracy=row.number("accuracy"),
+            accuracy=row.number("score"),
         )
-        picture = row.text("image_id")
+        picture = row.text("picture")
         answers[picture] = (*answers.get(picture, ()), answer)
     return Predictions(retrieved=retrieved, captions=captions, answers=answers)
 

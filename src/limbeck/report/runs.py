@@ -149,7 +149,7 @@ def _environment(path: Path) -> Environment | None:
     if found is None:
         return None
     return Environment(
-        versions={key: str(value) for key, value in found.part("versions").data.items()},
+        versions={key: str(value) for key, value in found.part("versions").data.items() if value is not None},
         machine={key: str(value) for key, value in found.part("machine").data.items() if value is not None},
         seed=found.maybe_text("seed"),
         data_fingerprint=found.maybe_text("data_fingerprint"),

@@ -18,7 +18,7 @@ WITH_JAVA = pytest.mark.skipif(best_tokenizer() != "ptb-java", reason="no Java h
         ("corner of 8th Ave. and Main St.", "corner of 8th ave. and main st."),
         ("street sign: 22 3/4 St", "street sign 22\u00a03/4 st"),
         ("the U.S. flag at 5:54pm, $5.99", "the u.s. flag at 5:54 pm $ 5.99"),
-        ('he says "hello" (twice) and \'bye\'', "he says hello -lrb- twice -rrb- and bye"),
+        ("he says \"hello\" (twice) and 'bye'", "he says hello -lrb- twice -rrb- and bye"),
         ("I cannot see, gonna go to 5 o'clock tea", "i can not see gon na go to 5 o'clock tea"),
         ("rock 'n' roll hors d'oeuvre", "rock 'n' roll hors d'oeuvre"),
         ("parked.A man", "parked.a man"),
@@ -35,7 +35,6 @@ def test_the_fallback_cuts_captions_as_ptb_does(caption, tokens):
 
 def test_a_letters_period_depends_on_the_next_line_as_in_java():
     assert tokenize(["a sign that reads K.", "A dog"], "fallback")[0].endswith("reads k")
-    assert tokenize(["a sign that reads K.", "a dog"], "fallback")[0].endswith("reads k")
     assert tokenize(["a sign that reads K.", "dogs run"], "fallback")[0].endswith("reads k.")
 
 

@@ -76,7 +76,7 @@ def score_tokenized(
     note("ROUGE-L", *Rouge().compute_score(wanted, given))
     note("CIDEr", *Cider().compute_score(wanted, given))
     if java_metrics and shutil.which("java") is not None:
-        note("METEOR", *Meteor().compute_score(wanted, given))
+        note("METEOR", *_meteor(given, wanted))
         if _spice_is_installed():
             note("SPICE", *_spice(given, wanted))
     return CaptionScores(corpus=corpus, pictures=pictures, tokenizer=tokenizer)
@@ -91,6 +91,17 @@ def _check(predictions: Mapping[str, str], references: Mapping[str, Sequence[str
     bare = [picture for picture, texts in references.items() if not texts]
     if bare:
         raise ValueError(f"caption_scores: pictures without a reference: {bare[:5]}")
+
+
+def _meteor(given: Tokenized, wanted: Tokenized) -> tuple[float, list[float]]:
+    """METEOR 1.5 in a process of its own, of which pycocoevalcap leaves the pipes open."""
+    meteor = Meteor()
+    try:
+        return meteor.compute_score(wanted, given)
+    finally:
+        for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 def _spice_is_installed() -> bool:
