@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from limbeck.data.dataset import Pairs
 from limbeck.data.encoding import texts_of
 from limbeck.data.examples import Source, check_skipped
 from limbeck.data.sources import load_sources
-from limbeck.data.tokenizer import SpecialIds, load_tokenizer
+from limbeck.data.tokenizer import FolderTokenizer, SpecialIds, load_tokenizer
 from limbeck.method import Stage
 from limbeck.methods.dlip import DLIP
 from limbeck.methods.passes import Model
@@ -22,15 +23,18 @@ from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.fusion import FusionConfig
 from limbeck.models.load import load_model
 from limbeck.models.med import TextConfig
+from limbeck.models.refit import refit
 from limbeck.models.scales import TEXT, VISION
 from limbeck.models.vision import VisionConfig
-from limbeck.recipe import Recipe, RecipeError, StudentConfig, TextChoice, VisionChoice
+from limbeck.recipe import Recipe, RecipeError, StudentConfig, TeacherConfig, TextChoice, VisionChoice
 from limbeck.training.schedule import Schedule, epoch_schedule
+
+ASSETS = Path(str(files("limbeck"))) / "assets"
 
 
 def open_data(recipe: Recipe) -> Source:
     """The training examples. Raises DataError where too much of them is broken."""
-    source = load_sources(recipe.data.train)
+    source = load_sources(recipe.data.train, Path(recipe.data.root))
     total = len(source.examples) + len(source.skipped)
     check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
     return source
@@ -38,7 +42,10 @@ def open_data(recipe: Recipe) -> Source:
 
 def open_tokenizer(recipe: Recipe, source: Source) -> PreTrainedTokenizerFast:
     """The recipe's tokenizer, trained on the source's texts where it asks for that."""
-    return load_tokenizer(recipe.tokenizer, texts_of(source.examples))
+    config = recipe.tokenizer
+    if isinstance(config, FolderTokenizer):
+        config = config.model_copy(update={"path": shipped(config.path)})
+    return load_tokenizer(config, texts_of(source.examples))
 
 
 def build_pairs(recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerFast) -> Pairs:
@@ -50,16 +57,33 @@ def build_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Model |
     """The teacher, frozen, in the precision that the recipe asks for; None without one."""
     if recipe.teacher is None:
         return None
-    teacher = load_model(*recipe.teacher.folders).eval().requires_grad_(False)
+    teacher = open_teacher(recipe.teacher).requires_grad_(False)
     _check_vocabulary("teacher", teacher, tokenizer)
     return teacher.to(getattr(torch, recipe.teacher.dtype))
+
+
+def open_teacher(config: TeacherConfig) -> Model:
+    """The teacher in full precision, for pictures of the size that the recipe asks for."""
+    teacher = load_model(*(shipped(folder) for folder in config.folders))
+    return teacher if config.image_size is None else refit(teacher, image_size=config.image_size)
+
+
+def shipped(folder: str) -> str:
+    """A model folder's path; `limbeck:NAME` is one that comes with the package."""
+    kind, _, name = folder.partition(":")
+    if kind != "limbeck":
+        return folder
+    if not (ASSETS / name / "config.json").is_file():
+        choices = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+        raise RecipeError(f"{folder}: no such model comes with limbeck; there are {', '.join(choices)}")
+    return str(ASSETS / name)
 
 
 def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Model | None) -> Model:
     """The student with its first weights: random, slices of the teacher, pretrained towers, or a trained folder."""
     config = recipe.student
     if config.folder is not None:
-        return _continued(config, tokenizer)
+        return _continued(config.folder, config, tokenizer)
     assert config.vision is not None
     assert config.text is not None
     student = _new_student(config, config.vision, config.text, tokenizer)
@@ -75,7 +99,10 @@ def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: M
 
 
 def build_method(recipe: Recipe, student: Model, teacher: Model | None) -> DLIP:
-    """The recipe's method over its models. Raises RecipeError where they do not fit each other."""
+    """The recipe's method over its models. Raises RecipeError where they do not fit each other, or the data."""
+    size = student.config.vision.image_size
+    if recipe.data.transform.size != size:
+        raise RecipeError(f"data.transform.size: {recipe.data.transform.size}, but the student's image_size is {size}")
     if teacher is not None:
         _check_fit(student, teacher)
     stages = [Stage(**stage.model_dump()) for stage in recipe.stages]
@@ -153,16 +180,28 @@ def _check_vocabulary(role: str, model: Model, tokenizer: PreTrainedTokenizerFas
 def _check_fit(student: Model, teacher: Model) -> None:
     """Distillation compares tokens one by one: both towers must cut a picture into the same patches."""
     own, other = student.config.vision, teacher.config.vision
-    if own.image_size // own.patch_size != other.image_size // other.patch_size:
-        raise RecipeError(
-            f"student.vision: {own.image_size} pixels in patches of {own.patch_size} give {own.tokens - 1} tokens, the "
-            f"teacher's {other.image_size} in {other.patch_size} give {other.tokens - 1}; both must be equal"
-        )
     if own.image_size != other.image_size:
-        raise RecipeError(f"student.vision.image_size: {own.image_size}, but the teacher's is {other.image_size}")
+        raise RecipeError(
+            f"student.vision.image_size: {own.image_size}, but the teacher's is {other.image_size}; "
+            f"teacher.image_size={own.image_size} uses the teacher at the student's size"
+        )
+    if own.patch_size != other.patch_size:
+        raise RecipeError(
+            f"student.vision.patch_size: {own.patch_size}, which cuts a picture into {own.tokens - 1} tokens; the "
+            f"teacher's {other.patch_size} into {other.tokens - 1}; both must be equal"
+        )
 
 
-def _continued(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> Model:
-    student = load_model(config.folder)
+def _continued(folder: str, config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> Model:
+    """A trained model to go on with, changed as the recipe asks."""
+    student = load_model(shipped(folder))
     _check_vocabulary("student", student, tokenizer)
-    return student
+    try:
+        return refit(
+            student,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            answer_decoder=config.answer_decoder == "separate",
+        )
+    except ValueError as error:
+        raise RecipeError(f"student: {error}") from None

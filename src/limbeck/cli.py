@@ -59,6 +59,77 @@ def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Opti
     console.print_json((out / "evaluation" / "summary.json").read_text())
 
 
+@app.command()
+def profile(
+    what: Annotated[list[str] | None, typer.Argument(help="recipes, run folders or model folders")] = None,
+    scales: Annotated[bool, typer.Option("--scales", help="every tower of DLIP's Table 1 instead")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for scripts")] = False,
+    batch_size: Annotated[int, typer.Option(help="pictures at a time when latency is measured")] = 1,
+) -> None:
+    """Parameters, MACs in both conventions, latency and peak memory, side by side."""
+    from limbeck.evaluation.profile import scale_table
+    from limbeck.profiles import compare_profiles, print_profiles, print_scales
+
+    if scales:
+        rows = scale_table()
+        console.print_json(json.dumps(rows)) if as_json else print_scales(console, rows)
+        return
+    if not what:
+        raise ValueError("limbeck profile: name a recipe or a folder, or give --scales")
+    profiles = compare_profiles(what, batch_size)
+    console.print_json(json.dumps(profiles)) if as_json else print_profiles(console, profiles)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path | None, typer.Option(help="where report.html goes; else the first folder")] = None,
+    title: Annotated[str, typer.Option(help="heading of the page")] = "limbeck",
+) -> None:
+    """One page (HTML, Markdown, JSON) that sets runs and their teacher side by side. Loads no model."""
+    from limbeck.quickstart import report_runs
+
+    paths = report_runs(out or folders[0], folders, title)
+    console.print(f"[bold]{paths.html}[/bold]\n{paths.markdown}\n{paths.json}")
+
+
+@app.command()
+def quickstart(out: Annotated[Path, typer.Option(help="the folder of the result")] = Path("runs/quickstart")) -> None:
+    """A first result in minutes, on a laptop: teacher, plain and distilled student, and the page that compares them."""
+    from limbeck.quickstart import quickstart
+
+    paths = quickstart(out)
+    console.print(Path(paths.markdown).read_text(), markup=False)
+    console.print(f"the page: [bold]{paths.html}[/bold]")
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """The recipes that come with limbeck."""
+    from limbeck.recipe import SHIPPED, shipped_recipes
+
+    for name in shipped_recipes():
+        first = (SHIPPED / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
+        console.print(f"[bold]{name}[/bold]  {first}")
+
+
+@recipes.command("show")
+def show_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """The recipe with everything resolved: base, overrides, defaults. It is checked on the way."""
+    from limbeck.recipe import load_recipe
+
+    values = json.loads(load_recipe(recipe, overrides or ()).model_dump_json())
+    console.print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), markup=False, highlight=False)
+
+
+@recipes.command("schema")
+def recipe_schema() -> None:
+    """The JSON Schema of a recipe, for editors."""
+    from limbeck.recipe import Recipe
+
+    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+
+
 def main() -> None:
     """Entry point: what the user did wrong is one message and exit code 2, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])

@@ -63,16 +63,20 @@ class StudentConfig(Section):
     """The model that is trained: built by family and scale, or taken from a folder."""
 
     folder: str | None = None
-    """a model to go on training, for fine-tuning; the other fields then stay away but `answer_decoder` and `image_size`"""
+    """a model to go on training, for fine-tuning: a folder or hub name; of the other fields only `answer_decoder`,
+    `image_size` and `drop_path` go with it"""
     family: Literal["blip", "albef", "clip"] = "blip"
     vision: VisionChoice | None = None
     text: TextChoice | None = None
     embedding: int = Field(256, gt=0)
     """width of the space in which pictures and texts are compared"""
     answer_decoder: Literal["tied", "separate"] = "tied"
-    """whether the decoder that answers questions is the caption decoder, or one of its own as in BLIP's VQA"""
-    image_size: int | None = None
+    """whether the decoder that answers questions is the caption decoder, or one of its own as in BLIP's VQA; with
+    `folder`, `separate` starts it as a copy of the caption decoder and `tied` leaves the model as it is"""
+    image_size: int | None = Field(None, gt=0)
     """with `folder`: the picture size to go on with, positions interpolated"""
+    drop_path: float | None = Field(None, ge=0, lt=1)
+    """with `folder`: the image tower's drop path to go on with (BLIP's VQA: 0.1)"""
     initial_vision: str = "random"
     """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained vision transformer"""
     initial_text: str = "random"
@@ -84,6 +88,10 @@ class StudentConfig(Section):
             raise ValueError("give both `vision` and `text`, or the `folder` of a trained model")
         if self.folder is not None and (self.vision is not None or self.text is not None):
             raise ValueError("give `folder`, or `vision` and `text`, not both")
+        if self.folder is None and (self.image_size is not None or self.drop_path is not None):
+            raise ValueError("`image_size` and `drop_path` here go with `folder`; a new model has them in `vision`")
+        if self.folder is not None and (self.initial_vision != "random" or self.initial_text != "random"):
+            raise ValueError("`initial_vision` and `initial_text` are for a new model; `folder` brings its own weights")
         return self
 
 
@@ -94,6 +102,8 @@ class TeacherConfig(Section):
     """model folders, files or hub names; several are merged, since no published one holds all of BLIP's parts"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """what the teacher computes in; bfloat16 is about twice as fast"""
+    image_size: int | None = Field(None, gt=0)
+    """picture size to use it at, positions interpolated; it must be the student's. None: its own"""
 
 
 class DataConfig(Section):
@@ -101,6 +111,8 @@ class DataConfig(Section):
 
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     """sources, joined in this order"""
+    root: str = "."
+    """folder that the relative paths of these sources and of `evaluation` start from"""
     transform: TransformConfig = TransformConfig()
     pairs: PairsConfig = PairsConfig()
     max_skipped: float = Field(0.01, ge=0, le=1)

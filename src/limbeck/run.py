@@ -7,6 +7,7 @@ The run folder:
     student/          the trained model with its tokenizer; `limbeck evaluate`, `profile` and other recipes take it
     export/<task>/    transformers folders
     evaluation/  profile.json  gallery/
+    teacher/          the same three of the teacher
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from limbeck.assemble import (
     build_student,
     build_teacher,
     open_data,
+    open_teacher,
     open_tokenizer,
 )
 from limbeck.data.dataset import Pairs
@@ -61,7 +63,7 @@ def run_recipe(recipe: Recipe) -> Path:
     started = time.time()
     for stage in recipe.stages:
         training_arguments(folder, recipe.seed, recipe.training, stage.training)
-    load_tasks(recipe.evaluation)
+    load_tasks(recipe.evaluation, Path(recipe.data.root))
     _claim(folder, recipe)
     source = open_data(recipe)
     student_folder = folder / "student"
@@ -89,11 +91,15 @@ def run_recipe(recipe: Recipe) -> Path:
         tokenizer.save_pretrained(student_folder)
         student.save(student_folder)
         _record(folder, recipe, pairs, seconds=time.time() - started)
+    if rank() != 0:
+        return folder
     student = load_model(student_folder)
     for task in recipe.export:
         if not (folder / "export" / task / "config.json").exists():
             export(student, tokenizer, folder / "export" / task, task)
     examine(folder, student, tokenizer, recipe.evaluation, source.examples)
+    if recipe.teacher is not None:
+        examine(folder / "teacher", open_teacher(recipe.teacher), tokenizer, recipe.evaluation, source.examples)
     return folder
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.data.examples import Example, MadeImage, Question
+from limbeck.data.examples import BrokenImage, Example, MadeImage, Question
 from limbeck.data.tokenizer import SpecialIds, WordPieceTokenizer, load_tokenizer
 from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
@@ -39,7 +39,7 @@ def broken() -> Example:
     """A picture that does not decode."""
 
     def fail() -> Image.Image:
-        raise OSError("cut short")
+        raise BrokenImage("broken: cut short")
 
     return Example(id="broken", image=MadeImage("broken", fail), captions=("nothing",))
 

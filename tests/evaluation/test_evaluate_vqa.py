@@ -98,7 +98,7 @@ def test_what_is_missing_is_said(blip, albef, tokenizer, examples, tmp_path, cpu
 
 
 def test_pictures_come_normalised_and_in_order(examples, cpu):
-    batches = list(picture_batches(examples, 8, TaskConfig(batch_size=4), cpu))
+    batches = list(picture_batches(examples, 16, TaskConfig(batch_size=4), cpu))
     assert [example.id for batch, _ in batches for example in batch] == [example.id for example in examples]
-    red = normalize(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8).clone())
+    red = normalize(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 16, 16).clone())
     assert torch.equal(batches[0][1][:1], red)

@@ -17,14 +17,25 @@ QUALITY = {"teacher": 60.0, "plain": 44.0, "distilled": 57.0}
 """TR@1; everything else follows from it"""
 COST = {"teacher": (8_000_000, 900_000_000, 20.0, 400.0), "plain": (1_900_000, 200_000_000, 7.5, 180.0)}
 COST["distilled"] = COST["plain"]
-CAPTIONS = ("a red apple above a grey cat", "two blue cars", "a dog left of a tree", "a house", "three green pears", "a moon")
+CAPTIONS = (
+    "a red apple above a grey cat",
+    "two blue cars",
+    "a dog left of a tree",
+    "a house",
+    "three green pears",
+    "a moon",
+)
 IDS = ("scene-1", "scene-2")
 
 
 def summary(role: str) -> dict[str, Any]:
     """`evaluation/summary.json`, in per cent and x 100."""
     top = QUALITY[role]
-    recalls = {f"{way}@{k}": round(min(99.0, top * more), 2) for way in ("TR", "IR") for k, more in ((1, 1), (5, 1.4), (10, 1.6))}
+    recalls = {
+        f"{way}@{k}": round(min(99.0, top * more), 2)
+        for way in ("TR", "IR")
+        for k, more in ((1, 1), (5, 1.4), (10, 1.6))
+    }
     return {
         "retrieval": {**recalls, "R-mean": round(sum(recalls.values()) / 6, 2)},
         "captioning": {"BLEU-1": top + 9, "BLEU-4": top / 2, "CIDEr": top * 2, "ROUGE-L": top, "tokenizer": "fallback"},
@@ -38,7 +49,10 @@ def log_lines(role: str) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for stage, steps in (("pretrain", 400), ("answer", 100)):
         for step in range(10, steps + 1, 10):
-            values = {term: (i + 1) * (0.3 + math.exp(-step / 90) + 0.05 * math.sin(step * (i + 2))) for i, term in enumerate(terms)}
+            values = {
+                term: (i + 1) * (0.3 + math.exp(-step / 90) + 0.05 * math.sin(step * (i + 2)))
+                for i, term in enumerate(terms)
+            }
             line: dict[str, Any] = {
                 "stage": stage,
                 "step": step,
@@ -102,7 +116,10 @@ def write_run(folder: Path, role: str) -> RunEntry:
     )
     write_lines(
         folder / "evaluation" / "captioning.jsonl",
-        [{"id": p, "prediction": CAPTIONS[i] if good else "a thing", "references": [CAPTIONS[i]]} for i, p in enumerate(IDS)],
+        [
+            {"id": p, "prediction": CAPTIONS[i] if good else "a thing", "references": [CAPTIONS[i]]}
+            for i, p in enumerate(IDS)
+        ],
     )
     write_lines(
         folder / "evaluation" / "vqa.jsonl",
@@ -144,7 +161,9 @@ def write_run(folder: Path, role: str) -> RunEntry:
                 "captions": [CAPTIONS[i]],
                 "questions": [{"text": f"what is number {n}?", "answers": ["apple"]} for n in range(2)],
                 "image_attention": [[math.exp(-((x - 2) ** 2 + (y - 3) ** 2) / 3) for x in range(6)] for y in range(6)],
-                "caption_attention": [[math.exp(-((x - 3) ** 2 + (y - 1) ** 2) / 5) for x in range(6)] for y in range(6)],
+                "caption_attention": [
+                    [math.exp(-((x - 3) ** 2 + (y - 1) ** 2) / 5) for x in range(6)] for y in range(6)
+                ],
             }
             for i, picture in enumerate(IDS)
         ],

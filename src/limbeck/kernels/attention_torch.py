@@ -10,11 +10,11 @@ from limbeck.kernels.precision import at_least_float32
 from limbeck.types import AttentionState
 
 BLOCK = {"cpu": 2**20}
-"""Elements of one block of the student's logits, by kind of device: 4 MiB in float32, small enough for the last cache"""
+"""Elements of one block of the student's logits, by kind of device: 4 MiB in float32, which the last cache holds"""
 LARGE_BLOCK = 2**25
 """The same for every other device: 128 MiB, enough to fill an accelerator"""
 FORBIDDEN = -1e30
-"""Logit of a key that may not be seen. Finite, so that a row that may see nothing is uniform in both maps and adds 0."""
+"""Logit of a key that may not be seen. Finite: a row that may see nothing is uniform in both maps and adds 0."""
 
 
 def divergence(
@@ -86,9 +86,10 @@ def _heads(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     ``LSE = max - log max softmax`` spares a pass over the exponentials.
     """
     student_map, teacher_map = student.softmax(-1), teacher.softmax(-1)
-    normalisers = [logits.amax(-1) - map.amax(-1).log_() for logits, map in ((student, student_map), (teacher, teacher_map))]
+    student_lse = student.amax(-1).sub_(student_map.amax(-1).log_())
+    teacher_lse = teacher.amax(-1).sub_(teacher_map.amax(-1).log_())
     divergences = teacher.sub_(student).mul_(teacher_map).sum(-1)
-    return divergences.add_(normalisers[0]).sub_(normalisers[1]), student_map.sub_(teacher_map)
+    return divergences.add_(student_lse).sub_(teacher_lse), student_map.sub_(teacher_map)
 
 
 def _group_means(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,9 +69,7 @@ def _recut(state: AttentionState, heads: int) -> AttentionState:
     def cut(tensor: Tensor) -> Tensor:
         return tensor.transpose(1, 2).flatten(2).unflatten(2, (heads, width // heads)).transpose(1, 2)
 
-    return AttentionState(
-        query=cut(state.query), key=cut(state.key), mask=state.mask, scale=(width // heads) ** -0.5
-    )
+    return AttentionState(query=cut(state.query), key=cut(state.key), mask=state.mask, scale=(width // heads) ** -0.5)
 
 
 def _check(student: AttentionState, teacher: AttentionState, row_mask: Tensor | None) -> None:

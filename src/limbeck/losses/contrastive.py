@@ -1,8 +1,8 @@
 """Image-text contrast and matching, as ALBEF and BLIP train them (and CLIP, with hard targets and no queue).
 
 A *bank* is what a batch is compared with: features [N, E], or their parts in order, such as (momentum features of this
-batch, queue). Parts are never joined into one tensor. *Targets* over a bank are positions [B] int64, the one right entry
-of each row, or probabilities [B, N].
+batch, queue). Parts are never joined into one tensor. *Targets* over a bank are positions [B] int64, the one right
+entry of each row, or probabilities [B, N].
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def contrastive(
 
 @torch.no_grad()
 def soft_targets(momentum: Tensor, bank: Bank, temperature: Tensor, alpha: float, targets: Tensor) -> Tensor:
-    """What a momentum encoder finds right, mixed with what is: ``alpha * softmax(m . bank / temperature) + (1 - alpha) * y``.
+    """A momentum encoder's opinion mixed with what is: ``alpha * softmax(m @ bank.T / temperature) + (1 - alpha) y``.
 
     momentum [B, E], bank [N, E], targets positions [B] or probabilities [B, N] -> probabilities [B, N] (ALBEF, Eq. 6).
     """
@@ -89,7 +89,7 @@ def hard_negatives(
 
 
 def matching(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of "does this text belong to this picture?": logits [P, 2], labels [P] int64 (1: yes) -> [P] float32."""
+    """Cross-entropy of "does this text belong to this picture?": logits [P, 2], labels [P] (1: yes) -> [P] float32."""
     return F.cross_entropy(at_least_float32(logits), labels, reduction="none")
 
 
@@ -133,9 +133,9 @@ def _bank_cross_entropy(query: Tensor, bank: Bank, temperature: Tensor, targets:
 class _BankCrossEntropy(torch.autograd.Function):
     """Cross-entropy of each row of ``query @ bank.T / temperature``, its gradient computed together with it.
 
-    With p = softmax(logits): d loss / d logits = p - targets. Rows do not mix, so the gradients of query and temperature
-    are kept per row, for any gradient of the losses. The bank itself is not kept; only a part that
-    requires a gradient (CLIP's, no larger than the global batch) has the [B, N] gradient of its logits kept.
+    With p = softmax(logits): d loss / d logits = p - targets. Rows do not mix, so query and temperature have their
+    gradients kept by row, and weighted in the backward pass. The bank itself is not kept; only for a part that requires
+    a gradient (CLIP's, no larger than the global batch) is the [B, N] gradient of its logits kept.
     """
 
     @staticmethod
@@ -168,7 +168,9 @@ class _BankCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstream: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (loss,) = upstream
         query, to_query, to_temperature, *kept = ctx.saved_tensors
         to_query = (to_query * loss[:, None]).to(query.dtype)

@@ -74,7 +74,7 @@ def multimodal(
     ids, mask = batch["input_ids"], batch["attention_mask"]
     signals: dict[Pass, Signals] = {}
     own = torch.arange(len(ids), device=ids.device) + (pairing.pool.start if pairing else 0)
-    memory = model.image_memory(pairing.pool.hidden if pairing else image.hidden)
+    memory = model.image_memory(pairing.pool.hidden if pairing else image)
     rows = own if pairing and len(pairing.pool.hidden) > len(ids) else None
     if "fused" in names and pairing is None:
         signals["fused"] = model.fuse(memory, ids, mask, capture="fused" in capture)
@@ -89,7 +89,7 @@ def multimodal(
         )
     if "decoded" in names:
         signals["decoded"] = model.decode(memory, ids, mask, rows=rows, capture="decoded" in capture)
-    if "question" in names and "question_ids" in batch:
+    if "question" in names and "question_ids" in batch and len(batch["question_ids"]):
         signals["question"] = model.fuse(
             memory,
             batch["question_ids"],

@@ -13,6 +13,7 @@ from limbeck.models.clip import CLIP_PARTS, ClipConfig, DualEncoder
 from limbeck.models.families import filled_model
 from limbeck.models.files import CONFIG, read_model_type, read_weights
 from limbeck.models.fusion import FusionConfig, FusionVLM
+from limbeck.models.hub import local_model
 from limbeck.models.names import text_values, vision_values
 
 
@@ -20,18 +21,15 @@ def load_model(*sources: Path | str) -> FusionVLM | DualEncoder:
     """The model that one folder or file holds, or the BLIP that several hold together (retrieval and captioning).
 
     Known are limbeck's folders, transformers' folders of BlipForImageTextRetrieval, BlipForConditionalGeneration,
-    BlipForQuestionAnswering and CLIPModel, and Salesforce's BLIP files (.pth). A BLIP checkpoint without some part
-    gives a model without it. Returned in `eval` mode.
+    BlipForQuestionAnswering and CLIPModel, and Salesforce's BLIP files (.pth). What is no path here is taken for a
+    Hugging Face name and fetched. A BLIP checkpoint without some part gives a model without it. Returned in `eval` mode.
 
     Raises FileNotFoundError where nothing is there, ValueError naming the weights that are missing, unknown, of a wrong
     shape, not finite or nothing but zeros.
     """
     if not sources:
         raise ValueError("load_model wants at least one folder or file")
-    paths = [Path(source) for source in sources]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such model folder or file")
+    paths = [local_model(source) for source in sources]
     kinds = [_kind(path) for path in paths]
     if len(paths) > 1 and set(kinds) - {"blip", "salesforce"}:
         raise ValueError(

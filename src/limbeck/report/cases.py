@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from limbeck.report.examples import Answer, Picture, Question, Retrieved, embed
+from limbeck.report.examples import Answer, GalleryItem, Picture, Question, Retrieved, embed
 from limbeck.report.heat import heat_map
 from limbeck.report.runs import Run
 
@@ -69,7 +69,9 @@ class Cases:
 
 def make_cases(runs: Sequence[Run]) -> Cases:
     """Join galleries and predictions by picture id. A picture is shown once, with the outputs of every run."""
-    first = {item.id: item for run in reversed(runs) for item in reversed(run.gallery)}
+    first: dict[str, GalleryItem] = {}
+    for item in (item for run in runs for item in run.gallery):
+        first.setdefault(item.id, item)
     cases: list[Case] = []
     spent = 0
     for item in first.values():

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-WIDTH, HEIGHT = 340, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 332, 12, 186
+WIDTH, HEIGHT = 300, 200
+LEFT, RIGHT, TOP, BOTTOM = 40, 294, 10, 166
 """the frame that data is drawn in; ticks and labels stand outside"""
 MOST_POINTS = 200
 """points drawn of one line; a longer one is shown as means of equal slices"""
@@ -37,13 +37,13 @@ class Axis:
     end: float
 
     @classmethod
-    def around(cls, values: Iterable[float], start: float, end: float, *, zero: bool = False, room: float = 0.0) -> Axis:
-        """The axis that holds `values`, with `room` (a share of their range) to spare on each side; from 0 if `zero`."""
+    def around(cls, values: Iterable[float], start: float, end: float, *, room: float = 0.0) -> Axis:
+        """The axis that holds `values`, with `room` (a share of their range) to spare on each side."""
         seen = list(values)
         low, high = min(seen), max(seen)
         margin = (high - low) * room or (0.0 if high > low else abs(high) * 0.1 or 1.0)
         low, high = low - margin, high + margin
-        return cls(low=0.0 if zero and low > 0 else low, high=high, start=start, end=end)
+        return cls(low=low, high=high, start=start, end=end)
 
     @classmethod
     def across(cls, values: Iterable[float]) -> Axis:
@@ -51,20 +51,20 @@ class Axis:
         return cls.around(values, LEFT, RIGHT)
 
     @classmethod
-    def upwards(cls, values: Iterable[float], *, zero: bool = False, room: float = 0.05) -> Axis:
+    def upwards(cls, values: Iterable[float], *, room: float = 0.05) -> Axis:
         """A vertical axis with some room above and below."""
-        return cls.around(values, BOTTOM, TOP, zero=zero, room=room)
+        return cls.around(values, BOTTOM, TOP, room=room)
 
     def __call__(self, value: float) -> float:
         """The drawing position of a data value."""
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
-    def ticks(self, most: int = 5) -> list[Tick]:
-        """At most `most` + 1 round values (1, 2 or 5 times a power of ten apart) that lie on the axis."""
-        rough = (self.high - self.low) / most
+    def ticks(self, count: int = 4) -> list[Tick]:
+        """About `count` round values (1, 2 or 5 times a power of ten apart) that lie on the axis."""
+        rough = (self.high - self.low) / count
         power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+        step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.7)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [Tick(self(i * step), amount(i * step, step)) for i in range(first, last + 1)]
 
@@ -76,8 +76,8 @@ def amount(value: float, step: float = 0.0) -> str:
             return f"{value / size:.{_decimals(step / size)}f}{unit}" if step else f"{value / size:.3g}{unit}"
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
+    if abs(value) < 1e-3 or 0 < step < 1e-3:
+        return f"{value:.3g}".replace("e-0", "e-")
     return f"{value:.{_decimals(step)}f}" if step else f"{value:.4g}"
 
 
@@ -133,7 +133,9 @@ class Panel:
     @property
     def hover(self) -> dict[str, object]:
         """What the page's script needs to read values out."""
-        return {"lines": [{"label": n.label, "tone": n.tone, "xs": n.xs, "ys": n.ys, "texts": n.texts} for n in self.lines]}
+        return {
+            "lines": [{"label": n.label, "tone": n.tone, "xs": n.xs, "ys": n.ys, "texts": n.texts} for n in self.lines]
+        }
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
@@ -181,8 +183,8 @@ def line_panel(title: str, series: Sequence[tuple[str, str, Sequence[Point]]], *
         title=title,
         summary=f"{title} over training steps: {ends}.",
         x_label="step",
-        x_ticks=x_axis.ticks(4),
-        y_ticks=y_axis.ticks(4),
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
         kind="lines",
         lines=lines,
         marks=[],
@@ -214,7 +216,10 @@ def band_panel(title: str, steps: Sequence[float], shares: Sequence[tuple[str, s
                 path=polyline([*above, *reversed(below)]) + "Z",
                 xs=[x for x, _ in above],
                 ys=[(up + down) / 2 for (_, up), (_, down) in zip(above, below, strict=True)],
-                texts=[f"{value / total:.0%} at step {x:,.0f}" for x, value, total in zip(steps, values, totals, strict=True)],
+                texts=[
+                    f"{value / total:.0%} at step {x:,.0f}"
+                    for x, value, total in zip(steps, values, totals, strict=True)
+                ],
             )
         )
         floor = ceiling
@@ -223,7 +228,7 @@ def band_panel(title: str, steps: Sequence[float], shares: Sequence[tuple[str, s
         title=title,
         summary=f"Share of each loss term in the gradient over training steps, {title}. Mean: {means}.",
         x_label="step",
-        x_ticks=x_axis.ticks(4),
+        x_ticks=x_axis.ticks(),
         y_ticks=[Tick(y_axis(share), f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)],
         kind="bands",
         lines=lines,
@@ -278,8 +283,8 @@ def mark_panel(title: str, x_label: str, spots: Sequence[Spot], *, level: float 
         title=title,
         summary=f"{title} against {x_label}. " + "; ".join(f"{spot.label}: {spot.text}" for spot in spots) + ".",
         x_label=x_label,
-        x_ticks=x_axis.ticks(4),
-        y_ticks=y_axis.ticks(4),
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
         kind="marks",
         lines=[],
         marks=marks,

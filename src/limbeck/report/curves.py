@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from limbeck.report.charts import Panel, Point, Spot, band_panel, line_panel, mark_panel
+from limbeck.report.headline import HEADLINE
 from limbeck.report.runs import LogRow, Run
-from limbeck.report.table import COLUMNS, HEADLINE, the_teacher, values
+from limbeck.report.table import COLUMNS, the_teacher, values
 
 ROLES = ("teacher", "plain", "distilled")
 """roles with a colour of their own; others take `other-1`, `other-2`... in turn"""

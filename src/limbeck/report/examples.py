@@ -85,7 +85,9 @@ def read_gallery(folder: Path) -> tuple[GalleryItem, ...]:
                 id=record.text("id"),
                 file=file,
                 captions=record.texts("captions"),
-                questions=tuple(Question(text=q.text("text"), answers=q.texts("answers")) for q in record.parts("questions")),
+                questions=tuple(
+                    Question(text=q.text("text"), answers=q.texts("answers")) for q in record.parts("questions")
+                ),
                 image_attention=record.grid("image_attention"),
                 caption_attention=record.grid("caption_attention"),
             )
@@ -138,4 +140,6 @@ def embed(file: Path) -> Picture:
     if not data.startswith(PNG) or len(data) < 24:
         raise ReportError(f"{file}: wanted a PNG picture, found a file that begins with {data[:8]!r}")
     width, height = struct.unpack(">II", data[16:24])
-    return Picture(width=width, height=height, address="data:image/png;base64," + base64.b64encode(data).decode("ascii"))
+    return Picture(
+        width=width, height=height, address="data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    )

@@ -13,12 +13,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from limbeck.report import charts
 from limbeck.report.cases import make_cases
 from limbeck.report.curves import gradient_panels, loss_panels, term_panels, tone_of, trade_offs
+from limbeck.report.headline import make_headline
 from limbeck.report.records import ReportError
 from limbeck.report.runs import RunEntry, read_run
-from limbeck.report.table import as_json, make_headline, make_table
-from limbeck.report import charts
+from limbeck.report.table import as_json, make_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +63,20 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
         "headline": make_headline(read),
     }
     paths = ReportPaths(html=out / "report.html", markdown=out / "report.md", json=out / "report.json")
-    page = _templates().get_template("page.html.j2").render(
-        **shown,
-        style=_asset("style.css"),
-        script=_asset("page.js"),
-        chart=charts,
-        trade_offs=trade_offs(read),
-        losses=loss_panels(read),
-        terms=term_panels(read),
-        gradients=gradient_panels(read),
-        cases=make_cases(read),
+    page = (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            **shown,
+            style=_asset("style.css"),
+            script=_asset("page.js"),
+            chart=charts,
+            trade_offs=trade_offs(read),
+            losses=loss_panels(read),
+            terms=term_panels(read),
+            gradients=gradient_panels(read),
+            cases=make_cases(read),
+        )
     )
     markdown = _templates().get_template("report.md.j2").render(**shown)
     out.mkdir(parents=True, exist_ok=True)

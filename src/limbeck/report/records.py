@@ -73,7 +73,9 @@ class Record:
         items = self._list(key)
         rows = tuple(Record({str(i): row}, f"{self.place}, {key}").numbers(str(i)) for i, row in enumerate(items))
         if len({len(row) for row in rows}) > 1 or (rows and not rows[0]):
-            raise ReportError(f"{self.place}, {key}: rows of {[len(row) for row in rows]} numbers, wanted rows of equal length")
+            raise ReportError(
+                f"{self.place}, {key}: rows of {[len(row) for row in rows]} numbers, wanted rows of equal length"
+            )
         return rows
 
     def all_numbers(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The main table: quality and cost of every model, what the students keep of the teacher, and the sentence that sums it up."""
+"""The main table: quality and cost of every model, and what part of the teacher's a student has."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from limbeck.report.runs import Run
 
 NONE = "\N{EM DASH}"
 """what a cell shows that was not measured"""
-HEADLINE = ("TR@1", "IR@1", "CIDEr", "VQA")
-"""the metrics of DLIP's Figure 1; the mean share kept is taken over these"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,9 @@ COLUMNS = (
     Column("TR@1", "TR@1", "Retrieval", "picture to caption: a right caption comes first, % of pictures", one_decimal),
     Column("TR@5", "TR@5", "Retrieval", "picture to caption: a right caption is among the first 5", one_decimal),
     Column("TR@10", "TR@10", "Retrieval", "picture to caption: a right caption is among the first 10", one_decimal),
-    Column("IR@1", "IR@1", "Retrieval", "caption to picture: the right picture comes first, % of captions", one_decimal),
+    Column(
+        "IR@1", "IR@1", "Retrieval", "caption to picture: the right picture comes first, % of captions", one_decimal
+    ),
     Column("IR@5", "IR@5", "Retrieval", "caption to picture: the right picture is among the first 5", one_decimal),
     Column("IR@10", "IR@10", "Retrieval", "caption to picture: the right picture is among the first 10", one_decimal),
     Column("R-mean", "R mean", "Retrieval", "mean of the six recalls", one_decimal),
@@ -72,7 +72,9 @@ COLUMNS = (
     Column("SPICE", "SPICE", "Captioning", "SPICE, x 100", one_decimal),
     Column("VQA", "VQA", "Questions", "answers that agree with the annotators, %", one_decimal),
     Column("parameters", "Parameters", "Cost", "weights, shared ones counted once", millions),
-    Column("macs", "MACs", "Cost", "multiply-accumulates of one picture and text, attention products left out", operations),
+    Column(
+        "macs", "MACs", "Cost", "multiply-accumulates of one picture and text, attention products left out", operations
+    ),
     Column("latency_ms", "Latency", "Cost", "median time of one picture and text through every tower", milliseconds),
     Column("peak_memory_mib", "Memory", "Cost", "highest memory use while the latency was measured", mebibytes),
 )
@@ -152,78 +154,6 @@ def _cell(run: Run, column: Column, teacher: Run | None, students: Sequence[Run]
     return Cell(column.show(value), None if share is None else f"{share:.0%}", best=better)
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One figure of the headline."""
-
-    value: str
-    what: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Headline:
-    """What was kept and what it costs."""
-
-    sentence: str
-    facts: tuple[Fact, ...]
-
-
-def make_headline(runs: Sequence[Run]) -> Headline:
-    """Sum up the distilled student that keeps most of the teacher."""
-    teacher = the_teacher(runs)
-    distilled = [run for run in runs if run.role == "distilled"]
-    if teacher is None or not distilled:
-        return Headline(f"Quality and cost of {len(runs)} model{'s' * (len(runs) != 1)}.", ())
-    best = max(distilled, key=lambda run: kept(run, teacher) or 0.0)
-    share = shares(best, teacher)
-    mean = kept(best, teacher)
-    quality = {column.key: column for column in COLUMNS if not column.is_cost and column.key in share}
-    facts: list[Fact] = []
-    if mean is not None:
-        least = min(quality, key=lambda key: share[key])
-        facts.append(
-            Fact(
-                f"{mean:.0%}",
-                "of the teacher\N{RIGHT SINGLE QUOTATION MARK}s quality kept",
-                f"mean of {_and([quality[key].label for key in HEADLINE if key in share] or [c.label for c in quality.values()])}"
-                f"; least: {quality[least].label}, {share[least]:.0%}",
-            )
-        )
-    for key, what in (("parameters", "of the parameters"), ("macs", "of the MACs")):
-        if key in share:
-            facts.append(Fact(f"{share[key]:.0%}", what, _beside(key, best, teacher)))
-    if "latency_ms" in share:
-        facts.append(Fact(f"{1 / share['latency_ms']:.1f}\N{MULTIPLICATION SIGN}", "the speed", _beside("latency_ms", best, teacher)))
-    plain = next((run for run in runs if run.role == "plain"), None)
-    if plain is not None:
-        both = [key for key in quality if key in values(plain)]
-        above = [key for key in both if values(best)[key] > values(plain)[key]]
-        if both:
-            facts.append(
-                Fact(f"{len(above)} of {len(both)}", "metrics above the plain student", "the same student trained without a teacher")
-            )
-    costs = [f"{fact.value} {fact.what}" for fact in facts if fact.what in ("of the parameters", "of the MACs", "the speed")]
-    keeps = f"{best.name} keeps {mean:.0%} of its teacher\N{RIGHT SINGLE QUOTATION MARK}s quality" if mean is not None else best.name
-    return Headline(f"{keeps} with {_and(costs)}." if costs else f"{keeps}.", tuple(facts))
-
-
-def kept(run: Run, teacher: Run) -> float | None:
-    """Mean share of the teacher's quality over `HEADLINE`'s metrics, or over all where none of those was measured."""
-    share = shares(run, teacher)
-    keys = [key for key in HEADLINE if key in share] or [c.key for c in COLUMNS if not c.is_cost and c.key in share]
-    return sum(share[key] for key in keys) / len(keys) if keys else None
-
-
-def _beside(key: str, student: Run, teacher: Run) -> str:
-    show = next(column.show for column in COLUMNS if column.key == key)
-    return f"{show(values(student)[key])} beside {show(values(teacher)[key])}"
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def as_json(runs: Sequence[Run]) -> list[dict[str, object]]:
     """The table for programs: one object for each model; a cost that was not measured is null, a metric is absent."""
     teacher = the_teacher(runs)
@@ -231,7 +161,11 @@ def as_json(runs: Sequence[Run]) -> list[dict[str, object]]:
         {
             "role": run.role,
             "name": run.name,
-            "metrics": {column.key: values(run)[column.key] for column in COLUMNS if not column.is_cost and column.key in values(run)},
+            "metrics": {
+                column.key: values(run)[column.key]
+                for column in COLUMNS
+                if not column.is_cost and column.key in values(run)
+            },
             "parameters": _whole(values(run).get("parameters")),
             "macs": _whole(values(run).get("macs")),
             "latency_ms": values(run).get("latency_ms"),
