@@ -6,7 +6,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.data.dataset import Pairs
@@ -155,7 +154,9 @@ def _sizes(where: str, choice: VisionChoice | TextChoice, table) -> dict[str, in
     sizes = row | {name: value for name, value in given.items() if value is not None}
     missing = [name for name in given if name not in sizes]
     if missing:
-        raise RecipeError(f"{where}: give `scale` ({', '.join(table)}) or all of width, layers, heads; {missing} missing")
+        raise RecipeError(
+            f"{where}: give `scale` ({', '.join(table)}) or all of width, layers, heads; {missing} missing"
+        )
     return sizes
 
 

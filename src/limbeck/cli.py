@@ -55,7 +55,7 @@ def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Opti
 
     settings = load_recipe(recipe)
     model, tokenizer = open_student(folder)
-    examine(out, model, tokenizer, settings.evaluation, open_data(settings).examples)
+    examine(out, model, tokenizer, settings.evaluation, open_data(settings).examples, Path(settings.data.root))
     console.print_json((out / "evaluation" / "summary.json").read_text())
 
 

@@ -10,8 +10,11 @@ from limbeck.report.page import ReportPaths, make_report
 from limbeck.report.runs import RunEntry
 from limbeck.run import run_recipe
 
-NOTES = """A teacher, a small student trained without distillation, and the same student distilled with DLIP: the same data, \
-steps, seed and first weights. All three are tried on scenes whose combinations of things were held out of training."""
+NOTES = (
+    "A teacher, a small student trained without distillation, and the same student distilled with DLIP: the same data, "
+    "steps, seed and first weights. All three are tried on scenes whose combinations of things were held out of "
+    "training."
+)
 
 
 def quickstart(out: Path) -> ReportPaths:

@@ -68,14 +68,14 @@ class StudentConfig(Section):
     family: Literal["blip", "albef", "clip"] = "blip"
     vision: VisionChoice | None = None
     text: TextChoice | None = None
-    embedding: int = Field(256, gt=0)
+    embedding: int = Field(default=256, gt=0)
     """width of the space in which pictures and texts are compared"""
     answer_decoder: Literal["tied", "separate"] = "tied"
     """whether the decoder that answers questions is the caption decoder, or one of its own as in BLIP's VQA; with
     `folder`, `separate` starts it as a copy of the caption decoder and `tied` leaves the model as it is"""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(default=None, gt=0)
     """with `folder`: the picture size to go on with, positions interpolated"""
-    drop_path: float | None = Field(None, ge=0, lt=1)
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
     """with `folder`: the image tower's drop path to go on with (BLIP's VQA: 0.1)"""
     initial_vision: str = "random"
     """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained vision transformer"""
@@ -102,7 +102,7 @@ class TeacherConfig(Section):
     """model folders, files or hub names; several are merged, since no published one holds all of BLIP's parts"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """what the teacher computes in; bfloat16 is about twice as fast"""
-    image_size: int | None = Field(None, gt=0)
+    image_size: int | None = Field(default=None, gt=0)
     """picture size to use it at, positions interpolated; it must be the student's. None: its own"""
 
 
@@ -115,18 +115,18 @@ class DataConfig(Section):
     """folder that the relative paths of these sources and of `evaluation` start from"""
     transform: TransformConfig = TransformConfig()
     pairs: PairsConfig = PairsConfig()
-    max_skipped: float = Field(0.01, ge=0, le=1)
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
     """share of broken records and pictures past which the run stops"""
 
 
 class StageConfig(Section):
     """One stage of training."""
 
-    name: str = Field("pretrain", pattern=r"^[a-z0-9_-]+$")
+    name: str = Field(default="pretrain", pattern=r"^[a-z0-9_-]+$")
     trainable: tuple[str, ...] = ()
     """globs over parameter names; empty: everything but the teacher and the momentum encoders"""
     weights: dict[str, float] = Field(default_factory=dict)
-    """weight by loss term or group; empty: 1 for all that the models allow"""
+    """weight by loss term (`hidden/image`) or group of them (`hidden`); empty: 1 for all that the models allow"""
     training: dict[str, Any] = Field(default_factory=dict)
     """TrainingArguments that this stage overrides"""
 
@@ -135,12 +135,12 @@ class ScheduleConfig(Section):
     """The papers' learning rate: linear warm-up by steps, then one value per epoch."""
 
     kind: Literal["epoch_exponential", "epoch_cosine"]
-    """max(minimum, rate^epoch), DLIP's and BLIP's pre-training; or cosine by epoch to the minimum, BLIP's fine-tuning"""
-    rate: float = Field(0.85, gt=0, le=1)
-    warmup_steps: int = Field(0, ge=0)
-    warmup_from: float = Field(1e-6, ge=0)
+    """max(minimum, rate^epoch), as DLIP pre-trains; or a cosine by epoch to the minimum, as BLIP fine-tunes"""
+    rate: float = Field(default=0.85, gt=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_from: float = Field(default=1e-6, ge=0)
     """absolute learning rate at step 0"""
-    minimum: float = Field(1e-6, ge=0)
+    minimum: float = Field(default=1e-6, ge=0)
     """absolute learning rate that it never falls below"""
 
 
@@ -162,7 +162,7 @@ class Recipe(Section):
     """TrainingArguments by their own names"""
     schedule: ScheduleConfig | None = None
     """None: TrainingArguments' lr_scheduler_type"""
-    gradient_share_steps: int = Field(200, ge=0)
+    gradient_share_steps: int = Field(default=200, ge=0)
     """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
     evaluation: EvaluationConfig = EvaluationConfig()
     export: tuple[Literal["captioning", "retrieval", "vqa", "clip"], ...] = ()
@@ -295,7 +295,8 @@ def _check_training(where: str, settings: Mapping[str, Any]) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             raise ValueError(
-                f"{where}.{name}: TrainingArguments has no such setting" + (f"; the nearest is {near[0]!r}" if near else "")
+                f"{where}.{name}: TrainingArguments has no such setting"
+                + (f"; the nearest is {near[0]!r}" if near else "")
             )
 
 

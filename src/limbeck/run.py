@@ -36,8 +36,9 @@ from limbeck.assemble import (
 from limbeck.data.dataset import Pairs
 from limbeck.data.examples import Example
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
+from limbeck.distributed import rank
 from limbeck.evaluation.attention_view import attention_view
-from limbeck.evaluation.evaluate import EvaluationConfig, evaluate, load_tasks
+from limbeck.evaluation.evaluate import EvaluationConfig, TaskName, evaluate, load_tasks
 from limbeck.evaluation.profile import profile
 from limbeck.evaluation.vqa import common_answers
 from limbeck.methods.passes import Model
@@ -57,13 +58,15 @@ GALLERY_SIZE = 8
 def run_recipe(recipe: Recipe) -> Path:
     """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder.
 
+    Of several processes (torchrun) all train, and the first one alone does what comes after.
     Everything that can be checked is checked before training starts. Raises RecipeError, DataError, ValueError.
     """
     folder = Path(recipe.output)
     started = time.time()
     for stage in recipe.stages:
         training_arguments(folder, recipe.seed, recipe.training, stage.training)
-    load_tasks(recipe.evaluation, Path(recipe.data.root))
+    root = Path(recipe.data.root)
+    load_tasks(recipe.evaluation, root)
     _claim(folder, recipe)
     source = open_data(recipe)
     student_folder = folder / "student"
@@ -88,18 +91,20 @@ def run_recipe(recipe: Recipe) -> Path:
             skipped=skipped,
             gradient_share_steps=recipe.gradient_share_steps,
         )
-        tokenizer.save_pretrained(student_folder)
-        student.save(student_folder)
-        _record(folder, recipe, pairs, seconds=time.time() - started)
+        if rank() == 0:
+            tokenizer.save_pretrained(student_folder)
+            student.save(student_folder)
+            _record(folder, recipe, pairs, seconds=time.time() - started)
     if rank() != 0:
         return folder
     student = load_model(student_folder)
     for task in recipe.export:
         if not (folder / "export" / task / "config.json").exists():
-            export(student, tokenizer, folder / "export" / task, task)
-    examine(folder, student, tokenizer, recipe.evaluation, source.examples)
+            export(student, tokenizer, folder / "export" / task, task=task)
+    examine(folder, student, tokenizer, recipe.evaluation, source.examples, root)
     if recipe.teacher is not None:
-        examine(folder / "teacher", open_teacher(recipe.teacher), tokenizer, recipe.evaluation, source.examples)
+        teacher = open_teacher(recipe.teacher)
+        examine(folder / "teacher", teacher, tokenizer, recipe.evaluation, source.examples, root)
     return folder
 
 
@@ -109,23 +114,29 @@ def examine(
     tokenizer: PreTrainedTokenizerFast,
     config: EvaluationConfig,
     training: Sequence[Example],
+    root: Path = Path(),
 ) -> None:
     """Evaluate, profile and picture a model into `folder`; what is there already stays.
 
-    Where questions are answered by ranking, the answers are those of the `training` examples.
+    Where questions are answered by ranking, the answers are those of the `training` examples. Relative paths of the
+    held-out data start from `root`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tasks = load_tasks(config)
+    tasks = load_tasks(config, root)
     if tasks and not (folder / "evaluation" / "summary.json").exists():
-        examples = {name: source.examples for name, source in tasks.items()}
+        examples: dict[TaskName, Sequence[Example]] = {name: source.examples for name, source in tasks.items()}
         answers = None if config.vqa is None or config.vqa.mode == "generate" else common_answers(training)
-        evaluate(model.to(device), tokenizer, config, examples, folder=folder, device=device, answers=answers)
+        evaluate(
+            model.to(device), tokenizer, config, examples, folder=folder, device=device, answers=answers, base=root
+        )
     if not (folder / "profile.json").exists():
         write_text(folder / "profile.json", json.dumps(profile(model.to("cpu")).to_json(), indent=2))
     if tasks and not (folder / "gallery" / "gallery.json").exists():
-        examples = next(iter(tasks.values())).examples
-        chosen = [examples[index] for index in range(min(GALLERY_SIZE, len(examples)))]
-        _hang(folder / "gallery", chosen, attention_view(model.to("cpu"), tokenizer, chosen, device=torch.device("cpu")))
+        held_out = next(iter(tasks.values())).examples
+        chosen = [held_out[index] for index in range(min(GALLERY_SIZE, len(held_out)))]
+        _hang(
+            folder / "gallery", chosen, attention_view(model.to("cpu"), tokenizer, chosen, device=torch.device("cpu"))
+        )
 
 
 def open_student(folder: Path) -> tuple[Model, PreTrainedTokenizerFast]:
@@ -155,7 +166,9 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
-        return [found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
     return [] if old == new else [path]
 
 
@@ -168,12 +181,24 @@ def _hang(gallery: Path, examples: Sequence[Example], views: Sequence[dict[str, 
     gallery.mkdir(parents=True, exist_ok=True)
     seen = {view["id"]: view for view in views}
     entries = []
-    for number, example in enumerate(examples):
-        if example.id in seen:
-            name = f"{number}.png"
-            example.image.open().save(gallery / name)
-            questions = [{"id": question.id, "text": question.text, "answers": question.answers} for question in example.questions]
-            entries.append(
-                {"id": example.id, "file": name, "captions": example.captions, "questions": questions, **seen[example.id]}
-            )
+    for number, example in enumerate(example for example in examples if example.id in seen):
+        name, view = f"{number}.png", seen[example.id]
+        example.image.open().save(gallery / name)
+        words = torch.tensor([word["attention"] for word in view["words"]])
+        entries.append(
+            {
+                "id": example.id,
+                "file": name,
+                "captions": example.captions,
+                "questions": [{"text": question.text, "answers": question.answers} for question in example.questions],
+                "image_attention": _grid(torch.tensor(view["image"])),
+                "caption_attention": _grid(words.mean(0)) if len(words) else [],
+            }
+        )
     write_text(gallery / "gallery.json", json.dumps(entries))
+
+
+def _grid(attention: torch.Tensor) -> list[list[float]]:
+    """Attention over a square of patches [N], as rows."""
+    side = round(len(attention) ** 0.5)
+    return attention.view(side, side).tolist()

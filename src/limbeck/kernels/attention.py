@@ -44,6 +44,10 @@ class _Divergence(torch.autograd.Function):
         mask = student.mask
         if teacher.mask is not None and teacher.mask is not mask:
             mask = teacher.mask if mask is None else mask & teacher.mask
+        if mask is not None:
+            batch, _, queries, _ = query.shape
+            sees_a_key = mask.any(-1, keepdim=True).expand(batch, 1, queries, 1)
+            weight = weight * sees_a_key[:, 0, :, 0]
         if query.is_cuda and TRITON and query.dtype != torch.float64:
             from limbeck.kernels import attention_triton as path
         else:

@@ -14,7 +14,7 @@ BLOCK = {"cpu": 2**20}
 LARGE_BLOCK = 2**25
 """The same for every other device: 128 MiB, enough to fill an accelerator"""
 FORBIDDEN = -1e30
-"""Logit of a key that may not be seen. Finite: a row that may see nothing is uniform in both maps and adds 0."""
+"""Logit of a key that may not be seen. Finite: a row that may see nothing is uniform in both maps."""
 
 
 def divergence(

@@ -137,7 +137,7 @@ def _tile(
     WIDTH: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr,
     TEACHER_WIDTH: tl.constexpr, TEACHER_PADDED: tl.constexpr, TEACHER_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """One student head's log A, the log of its group's mean map in student and in teacher, and R, each [BLOCK, BLOCK]."""
+    """One student head's log A, its group's log mean map in student and in teacher, and R; each [BLOCK, BLOCK]."""
     group = head // GROUP
     allowed = _allowed(mask, by_picture, by_row, by_key, head // heads, rows, columns, queries, keys)
     target = _log_mean(
@@ -151,15 +151,6 @@ def _tile(
         mean = _log_mean(query, key, lse, scale, group, allowed, rows, columns, queries, keys, WIDTH, PADDED, GROUP)
         responsibility *= tl.exp(log_map - mean) / GROUP
     return log_map, mean, target, responsibility
-
-
-@triton.jit
-def _row_weight(weight, lse, head, picture, rows, queries):
-    """[BLOCK] weight of each row, 0 for one that may look at no key."""
-    inside = rows < queries
-    value = tl.load(weight + picture * queries + rows, mask=inside, other=0.0)
-    normaliser = tl.load(lse + head * queries + rows, mask=inside, other=0.0)
-    return tl.where(normaliser > FORBIDDEN / 2, value, 0.0)
 
 
 @triton.jit
@@ -229,7 +220,7 @@ def _query_gradient(
             to_logits = tl.exp(log_map) * own_share - responsibility
             keyed = _load(key, head, columns, keys, WIDTH, PADDED)
             gradient += tl.dot(to_logits.to(keyed.dtype), keyed, input_precision="ieee")
-    row_weight = _row_weight(weight, lse, head, head // heads, rows, queries)
+    row_weight = tl.load(weight + head // heads * queries + rows, mask=inside, other=0.0)
     if head % GROUP == 0:
         tl.store(divergences + head // GROUP * queries + rows, total * row_weight, mask=inside)
     if GRADIENT:
@@ -256,12 +247,13 @@ def _key_gradient(
             mask, by_picture, by_row, by_key, head, rows, columns, queries, keys, heads,
             WIDTH, PADDED, GROUP, TEACHER_WIDTH, TEACHER_PADDED, TEACHER_GROUP,
         )  # fmt: skip
-        own_share = tl.load(share + head * queries + rows, mask=rows < queries, other=0.0)
-        row_weight = _row_weight(weight, lse, head, head // heads, rows, queries)
+        inside = rows < queries
+        own_share = tl.load(share + head * queries + rows, mask=inside, other=0.0)
+        row_weight = tl.load(weight + head // heads * queries + rows, mask=inside, other=0.0)
         to_logits = (tl.exp(log_map) * own_share[:, None] - responsibility) * row_weight[:, None]
         queried = _load(query, head, rows, queries, WIDTH, PADDED)
         gradient += tl.dot(tl.trans(to_logits).to(queried.dtype), queried, input_precision="ieee")
     dims = tl.arange(0, PADDED)
     where = to_key + (head * keys + columns[:, None]) * WIDTH + dims[None, :]
-    inside = (columns[:, None] < keys) & (dims[None, :] < WIDTH)
-    tl.store(where, (gradient * scale).to(to_key.dtype.element_ty), mask=inside)
+    stored = (columns[:, None] < keys) & (dims[None, :] < WIDTH)
+    tl.store(where, (gradient * scale).to(to_key.dtype.element_ty), mask=stored)

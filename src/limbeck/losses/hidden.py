@@ -1,43 +1,18 @@
 """Hidden-state distillation (DLIP, Eq. 3) and the sign of its collapse."""
 
-from typing import Literal
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.kernels.precision import at_least_float32
-
-HiddenMapName = Literal["student", "paper_frozen", "paper"]
-
-
-class HiddenMap(nn.Module):
-    """The maps W_T and W_S of Eq. 3, which bring hidden states of teacher and student to one width.
-
-    `student`       teacher as it is, student through a learnt map to the teacher's width
-    `paper_frozen`  teacher through a fixed orthogonal map to the student's width, student through a learnt map
-    `paper`         both learnt, at the student's width: Eq. 3 as printed, which can collapse; watch `effective_rank`
-    """
-
-    def __init__(self, student_width: int, teacher_width: int, name: HiddenMapName = "student"):
-        super().__init__()
-        width = teacher_width if name == "student" else student_width
-        self.student = nn.Linear(student_width, width, bias=False)
-        self.teacher = nn.Identity() if name == "student" else nn.Linear(teacher_width, width, bias=False)
-        if isinstance(self.teacher, nn.Linear):
-            nn.init.orthogonal_(self.teacher.weight)
-            self.teacher.requires_grad_(name == "paper")
-
-    def forward(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [..., D_T] and [..., D_S], both mapped to [..., D]; what the teacher computed is detached."""
-        return self.teacher(teacher.detach()), self.student(student)
 
 
 def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """``1 - cos`` of each pair of vectors (DLIP, Eq. 3), between 0 and 2.
 
     student, teacher [..., D], already mapped to one width -> [...] float32. A zero vector is at distance 1 from all.
-    The teacher's side is not detached here, since Eq. 3 as printed learns a map on that side too: `HiddenMap` does it.
+    The teacher's side is not detached, since Eq. 3 as printed learns a map on that side too: what the teacher itself
+    computed must come without a graph.
     Raises ValueError when the shapes differ.
     """
     if student.shape != teacher.shape:

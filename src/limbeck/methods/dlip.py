@@ -2,8 +2,8 @@
 
     L_DLIP = L_VLP + L_AT + L_HR                                       (Eq. 6)
 
-L_VLP is what the family is pre-trained with (contrastive, matching, language), L_HR pulls the last hidden states of each
-tower towards the teacher's (Eq. 3), L_AT the attention distributions of each tower's last layer (Eqs. 4 and 5).
+L_VLP is what the family is pre-trained with (contrastive, matching, language), L_HR pulls the last hidden states of
+each tower towards the teacher's (Eq. 3), L_AT the attention distributions of each tower's last layer (Eqs. 4 and 5).
 Without a teacher the same method trains the plain student, or the teacher itself, or fine-tunes for one task.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from limbeck.config import Section
@@ -30,13 +30,13 @@ from limbeck.types import AttentionState, Batch, Counts, Signals
 Site = Literal["img", "text", "vl_e", "vl_d"]
 """DLIP's Table 3: image tower, unimodal text, fused text in the encoder, fused text in the decoder."""
 
-SITE_PASSES: Mapping[Site, tuple[Pass, ...]] = {
+SITE_PASSES: Mapping[str, tuple[Pass, ...]] = {
     "img": ("image",),
     "text": ("text",),
     "vl_e": ("fused", "question"),
     "vl_d": ("decoded", "answer"),
 }
-"""The passes whose last layer a site looks at: the fused ones for captions and, where a batch has them, for questions."""
+"""The passes whose last layer a site looks at, those over questions where a batch has some."""
 
 
 class HiddenConfig(Section):
@@ -66,15 +66,15 @@ class DLIPConfig(Section):
     vlp: VLPConfig = VLPConfig()
     hidden: HiddenConfig = HiddenConfig()
     attention: AttentionConfig = AttentionConfig()
-    weights: dict[str, float] = Field(default_factory=dict)
-    """weight by term (`hidden/img`) or by group of terms (`hidden`); empty: 1 for every term that the models allow"""
     kd_negatives: bool = False
     """whether the teacher also sees matching's hard negatives, or positive pairs only"""
 
     @model_validator(mode="after")
     def _negatives_are_here(self) -> DLIPConfig:
         if self.kd_negatives and self.vlp.contrastive.negatives == "all":
-            raise ValueError("kd_negatives: the teacher sees this process's pictures only; set vlp.contrastive.negatives: rank")
+            raise ValueError(
+                "kd_negatives: the teacher sees this process's pictures; set vlp.contrastive.negatives: rank"
+            )
         return self
 
 
@@ -93,17 +93,19 @@ class DLIP(Method):
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
         families = [model.config.family for model in (student, teacher) if model is not None]
         shared = [name for name in FAMILY_PASSES[families[0]] if name in FAMILY_PASSES[families[-1]]]
-        self.hidden_sites: dict[Pass, Site] = {}
+        self.hidden_sites: dict[Pass, str] = {}
         self.attention_terms: dict[str, tuple[Pass, str]] = {}
         self.projections = nn.ModuleDict()
         if teacher is not None:
-            self.hidden_sites = {name: site for site in config.hidden.sites for name in SITE_PASSES[site] if name in shared}
-            for name in (name for site in config.attention.sites for name in SITE_PASSES[site] if name in shared):
-                maps = [kind for kind in config.attention.maps if kind == "self" or name not in ("image", "text")]
-                self.attention_terms |= {f"attention/{name}/{kind}": (name, kind) for kind in maps}
+            self.hidden_sites = {
+                name: site for site in config.hidden.sites for name in SITE_PASSES[site] if name in shared
+            }
             for site in dict.fromkeys(self.hidden_sites.values()):
-                widths = _width(student, site), _width(teacher, site)
-                self.projections[site] = HiddenMap(*widths, config.hidden.hr_map)
+                self.projections[site] = HiddenMap(_width(student, site), _width(teacher, site), config.hidden.hr_map)
+            kept = [site for site in config.attention.sites if site != "img" or _keeps_vision(config, student, teacher)]
+            for name in (name for site in kept for name in SITE_PASSES[site] if name in shared):
+                maps = [kind for kind in config.attention.maps if kind == "self" or name not in ("image", "text")]
+                self.attention_terms.update({f"attention/{name}/{kind}": (name, kind) for kind in maps})
         self.plan = tuple(stages)
         for stage in self.plan:
             expand_weights(stage.weights, self.terms())
@@ -144,7 +146,9 @@ class DLIP(Method):
         capture = {name for name, _ in attention.values()}
         needed = capture.union(hidden)
         student, terms, pairing = self.objective(self.student, batch, wanted, needed, capture)
-        state = {"temperature": self.student.temperature.detach(), "alpha": batch["pixel_values"].new_tensor(self.objective.alpha)}
+        state = {"temperature": self.student.temperature.detach()}
+        if self.objective.momentum is not None:
+            state["alpha"] = state["temperature"].new_tensor(self.objective.alpha)
         if needed:
             if pairing is not None and not self.settings.kd_negatives:
                 student["fused"] = first_rows(student["fused"], len(batch["input_ids"]))
@@ -170,7 +174,8 @@ class DLIP(Method):
         if not isinstance(self.teacher, DualEncoder) and names - {"image", "text"}:
             if pairing is not None:
                 own = signals["image"].hidden
-                pairing = pairing._replace(pool=pairing.pool._replace(hidden=own)) if self.settings.kd_negatives else None
+                seen_pool = pairing.pool._replace(hidden=own)
+                pairing = pairing._replace(pool=seen_pool) if self.settings.kd_negatives else None
             signals |= multimodal(self.teacher, seen, signals["image"], names, capture, pairing)
         return signals
 
@@ -218,7 +223,13 @@ def expand_weights(weights: Mapping[str, float], terms: Sequence[str]) -> dict[s
     return expanded
 
 
-def _width(model: Model, site: Site) -> int:
+def _keeps_vision(config: DLIPConfig, student: Model, teacher: Model) -> bool:
+    """Whether image attention is distilled: `skip_vision` leaves it out where numbers of heads differ."""
+    same = student.config.vision.heads == teacher.config.vision.heads
+    return same or config.attention.head_map != "skip_vision"
+
+
+def _width(model: Model, site: str) -> int:
     return model.config.vision.width if site == "img" else model.config.text.width
 
 

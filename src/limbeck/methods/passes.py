@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from limbeck.types import AttentionState, Batch, Signals
 
 Model = FusionVLM | DualEncoder
 
-Pass = Literal["image", "text", "fused", "decoded", "question", "answer"]
-"""image tower; text alone; text fused with its picture; text decoded from its picture; question fused with its picture;
-answer decoded from the fused question"""
+Pass = str
+"""`image` tower; `text` alone; text `fused` with its picture; text `decoded` from its picture; `question` fused with its
+picture; `answer` decoded from the fused question"""
 
 FAMILY_PASSES: dict[str, tuple[Pass, ...]] = {
     "clip": ("image", "text"),
@@ -68,8 +68,8 @@ def multimodal(
 ) -> dict[Pass, Signals]:
     """The passes in which text meets picture.
 
-    With a `pairing` the fused pass has 3B rows: the pairs as they are, texts with a wrong picture, pictures with a wrong
-    text. Keys and values of a picture are made once and serve every pass.
+    With a `pairing` the fused pass has 3B rows: the pairs as they are, texts with a wrong picture, pictures with a
+    wrong text. Keys and values of a picture are made once and serve every pass.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     signals: dict[Pass, Signals] = {}

@@ -14,9 +14,11 @@ class HiddenMap(nn.Module):
     """Brings a teacher's and a student's hidden states to one width; thrown away after training.
 
     - `student`: the teacher's states stay, a learned bias-free map widens the student's (as MiniLM and TinyBERT do);
-    - `paper_frozen`: a fixed map with orthonormal columns narrows the teacher's to the student's width, the student's is learned;
+    - `paper_frozen`: a fixed orthonormal map narrows the teacher's to the student's width, the student's is learned;
     - `paper`: both maps are learned, the literal Eq. 3. They can agree on one direction that says nothing.
     """
+
+    fixed: Tensor | None
 
     def __init__(self, student_width: int, teacher_width: int, kind: HRMap):
         super().__init__()
@@ -24,7 +26,8 @@ class HiddenMap(nn.Module):
         self.student = nn.Linear(student_width, width, bias=False)
         nn.init.normal_(self.student.weight, std=student_width**-0.5)
         self.teacher = nn.Linear(teacher_width, width, bias=False) if kind == "paper" else None
-        self.register_buffer("fixed", nn.init.orthogonal_(torch.empty(width, teacher_width)) if kind == "paper_frozen" else None)
+        fixed = nn.init.orthogonal_(torch.empty(width, teacher_width)) if kind == "paper_frozen" else None
+        self.register_buffer("fixed", fixed)
 
     def forward(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         """teacher [B, T, D_t], student [B, T, D_s] -> both [B, T, D]."""

@@ -1,10 +1,10 @@
 """What CLIP, ALBEF and BLIP are pre-trained and fine-tuned with: L_VLP of DLIP's Eq. 2, after Li et al. (2021, 2022).
 
-    contrastive     pictures against texts, soft targets from momentum encoders, a queue of past features
-    matching        does this text belong to this picture? hard negatives from the contrastive similarity
-    language        BLIP: the caption, word by word, given the picture
-    masked_language ALBEF: masked words of the caption, given the picture and the other words
-    answer          BLIP: the answers to questions about the picture
+contrastive     pictures against texts, soft targets from momentum encoders, a queue of past features
+matching        does this text belong to this picture? hard negatives from the contrastive similarity
+language        BLIP: the caption, word by word, given the picture
+masked_language ALBEF: masked words of the caption, given the picture and the other words
+answer          BLIP: the answers to questions about the picture
 """
 
 from __future__ import annotations
@@ -57,31 +57,31 @@ FAMILY_TERMS = {
 class ContrastiveConfig(Section):
     """Image-text contrast."""
 
-    queue_size: int = Field(57600, ge=0)
+    queue_size: int = Field(default=57600, ge=0)
     """past features that serve as further negatives; 0 for none"""
-    momentum: float | None = Field(0.995, ge=0, le=1)
+    momentum: float | None = Field(default=0.995, ge=0, le=1)
     """share that a momentum encoder keeps of itself at each step; None: no momentum encoders, as in CLIP"""
-    alpha: float = Field(0.4, ge=0, le=1)
+    alpha: float = Field(default=0.4, ge=0, le=1)
     """weight of the momentum encoders' soft targets at the end of the ramp"""
-    ramp_epochs: float = Field(2.0, ge=0)
+    ramp_epochs: float = Field(default=2.0, ge=0)
     """epochs in which alpha rises from 0: 2 in pre-training, 1 in retrieval fine-tuning"""
     negatives: Literal["rank", "all"] = "rank"
     """where matching draws its hard negatives: this process's batch, or every process's"""
     targets: Literal["pair", "picture"] = "pair"
-    """`pair`: a caption's own picture is right; `picture`: every caption of the same picture is (retrieval fine-tuning)"""
+    """`pair`: a caption's own picture is right; `picture`: all captions of one picture are (retrieval fine-tuning)"""
 
 
 class VLPConfig(Section):
     """Settings of the pre-training losses."""
 
     contrastive: ContrastiveConfig = ContrastiveConfig()
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     """of the language and answer losses"""
-    prompt_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(default=0, ge=0)
     """first words of every caption that the language loss leaves out ("a picture of" are 3)"""
-    mask_probability: float = Field(0.15, gt=0, lt=1)
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
     """share of words that ALBEF's masked language loss hides"""
-    mask_token_id: int = Field(103, ge=0)
+    mask_token_id: int = Field(default=103, ge=0)
     """what stands for a hidden word; BERT's [MASK]"""
 
 
@@ -131,7 +131,9 @@ class VLPObjective(nn.Module):
         self.alpha = self.config.contrastive.alpha * (min(1.0, step / ramp) if ramp else 1.0)
         momentum = self.config.contrastive.momentum
         if self.momentum is not None and momentum is not None and self._active:
-            torch._foreach_lerp_(list(self.momentum.parameters()), list(student.parameters()), 1 - momentum)
+            followers: list[Tensor] = [*self.momentum.parameters()]
+            leaders: list[Tensor] = [*student.parameters()]
+            torch._foreach_lerp_(followers, leaders, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
 
     def forward(
         self, student: Model, batch: Batch, wanted: set[str], needed: set[Pass], capture: set[Pass]

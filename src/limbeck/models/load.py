@@ -22,7 +22,8 @@ def load_model(*sources: Path | str) -> FusionVLM | DualEncoder:
 
     Known are limbeck's folders, transformers' folders of BlipForImageTextRetrieval, BlipForConditionalGeneration,
     BlipForQuestionAnswering and CLIPModel, and Salesforce's BLIP files (.pth). What is no path here is taken for a
-    Hugging Face name and fetched. A BLIP checkpoint without some part gives a model without it. Returned in `eval` mode.
+    Hugging Face name and fetched. A BLIP checkpoint without some part gives a model without it. Returned in `eval`
+    mode.
 
     Raises FileNotFoundError where nothing is there, ValueError naming the weights that are missing, unknown, of a wrong
     shape, not finite or nothing but zeros.

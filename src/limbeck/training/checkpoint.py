@@ -1,8 +1,8 @@
 """Checkpoints that a kill cannot spoil.
 
-A checkpoint is sealed by a manifest of its files and their sizes, written last and moved into place in one step. What has no
-manifest, or does not match it, was torn by a kill: it is passed over, and the one before it is still there, because
-older checkpoints are deleted only after a newer one is sealed.
+A checkpoint is sealed by a manifest of its files and their sizes, written last and moved into place in one step. What
+has no manifest, or does not match it, was torn by a kill: it is passed over, and the one before it is still there,
+because older checkpoints are deleted only after a newer one is sealed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def is_sealed(checkpoint: Path) -> bool:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
-    return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in files.items())
+    return all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in files.items()
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

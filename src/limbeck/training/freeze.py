@@ -11,7 +11,7 @@ from torch import nn
 def freeze(model: nn.Module, trainable: tuple[str, ...], frozen: tuple[str, ...] = ()) -> list[str]:
     """Let exactly those parameters train that a glob of `trainable` names and that lie in no submodule of `frozen`.
 
-    A glob names parameters (`student.vision.*`) or a whole submodule (`student.vision`); no globs at all mean everything.
+    A glob names parameters (`student.vision.*`) or a submodule (`student.vision`); no globs at all mean everything.
     Returns the names that train. Raises ValueError for a glob that matches nothing.
     """
     names = [name for name, _ in model.named_parameters() if not name.startswith(tuple(f"{root}." for root in frozen))]

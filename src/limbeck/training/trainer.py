@@ -1,4 +1,4 @@
-"""One stage of a method, run by transformers.Trainer: exact averages, every loss term in the log, sealed checkpoints."""
+"""One stage of a method by transformers.Trainer: exact averages, every loss term in the log, sealed checkpoints."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StageTrainer(Trainer):
         stage: Stage,
         args: TrainingArguments,
         dataset: Dataset,
-        collate: Callable[[Sequence[Any]], Batch],
+        collate: Callable[[Sequence[Any]], Any],
         *,
         schedule: Callable[[int, int, int], float] | None,
         skipped: SkipLog,
@@ -96,9 +96,9 @@ class StageTrainer(Trainer):
         if self.schedule is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         schedule, per_epoch = self.schedule, self.steps_per_epoch
-        self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: schedule(step, per_epoch, num_training_steps)
-        )
+        optimizer = optimizer or self.optimizer
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: schedule(step, per_epoch, num_training_steps))
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -111,7 +111,13 @@ class StageTrainer(Trainer):
         flat = {f"{group}/{name}": value for group in record for name, value in record[group].items()}
         super().log({**logs, **flat}, start_time)
         if self.is_world_process_zero():
-            line = {"stage": self.stage.name, "step": self.state.global_step, "epoch": self.state.epoch, **logs, **record}
+            line = {
+                "stage": self.stage.name,
+                "step": self.state.global_step,
+                "epoch": self.state.epoch,
+                **logs,
+                **record,
+            }
             line["weights"] = dict(self.meter.weights)
             with self.log_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -123,12 +129,12 @@ class StageTrainer(Trainer):
         if self.args.world_size > 1:
             dist.barrier()
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
+            folder = Path(str(self.args.output_dir))
             seal(folder / f"checkpoint-{self.state.global_step}")
             rotate(folder, keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_method(self.method, folder / WEIGHTS, state_dict)

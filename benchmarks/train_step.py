@@ -1,0 +1,280 @@
+"""A whole DLIP step by limbeck beside the same step done the usual way: time, peak memory, and what each measure gives.
+
+    python benchmarks/train_step.py [--smoke] [--json FILE] [--write-docs] [--device cuda] [--rounds N]
+
+A step is momentum encoders, forward of student and teacher, all loss terms, backward and the optimizer. Both ways start
+from one set of weights and see one batch; before anything is timed their loss terms and gradients must agree.
+`without ...` rows are limbeck's step with that one thing done the usual way (usual_step.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from usual_step import UsualStep, attend, divergence, draw, padded
+
+from limbeck.method import Stage
+from limbeck.methods.dlip import DLIP, DLIPConfig
+from limbeck.methods.vlp import ContrastiveConfig, VLPConfig
+from limbeck.models.blip import Blip
+from limbeck.models.fusion import FusionConfig, FusionVLM, Memory
+from limbeck.models.med import CrossHeads, TextTransformer
+from limbeck.models.scales import Scale, text_config, vision_config
+from limbeck.training.trainer import count_batch
+from limbeck.types import AttentionState, Batch, Counts, Signals
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The sizes of one comparison; queue, vocabulary and dropout are BLIP's."""
+
+    student: Scale
+    teacher: Scale
+    pairs: int
+    image_size: int = 224
+    queue: int = 57600
+    autocast: bool = False
+    """whether both ways run under bfloat16 autocast"""
+
+    @property
+    def name(self) -> str:
+        return f"{self.student} of {self.teacher}, {self.pairs} pairs, {self.image_size} px"
+
+
+SETTINGS = {
+    "smoke": [Setting("tiny", "small", 4, image_size=64, queue=512)],
+    "cpu": [Setting("tiny", "small", 8), Setting("small", "base", 4)],
+    "cuda": [Setting("small", "base", 75, autocast=True), Setting("middle", "base", 75, autocast=True)],
+}
+
+
+def build(setting: Setting, device: torch.device, teacher_dtype: torch.dtype = torch.float32) -> DLIP:
+    """Student and teacher with random weights, momentum encoders that have drifted, a full queue."""
+    torch.manual_seed(0)
+    student, teacher = (
+        Blip(FusionConfig(family="blip", vision=vision_config(scale, image_size=setting.image_size), text=text_config(scale)))
+        for scale in (setting.student, setting.teacher)
+    )
+    contrast = ContrastiveConfig(queue_size=setting.queue, ramp_epochs=0)
+    stage = Stage(name="pretrain", trainable=(), weights={})
+    method = DLIP(DLIPConfig(vlp=VLPConfig(contrastive=contrast)), student, teacher.to(teacher_dtype), [stage])
+    assert method.objective.momentum is not None
+    with torch.no_grad():
+        for parameter in method.objective.momentum.parameters():
+            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+    method.begin_stage(stage, steps_per_epoch=1)
+    return method.to(device).train()
+
+
+def make_batch(setting: Setting, device: torch.device) -> Batch:
+    """Random pictures and captions as long as COCO's, 9 to 17 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    size, side = setting.pairs, setting.image_size
+    lengths = torch.randint(9, 18, (size,), generator=generator)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.randint(1000, 30000, mask.shape, generator=generator) * mask
+    ids[:, 0] = 101
+    ids[torch.arange(size), lengths - 1] = 102
+    batch = Batch(
+        pixel_values=torch.randn(size, 3, side, side, generator=generator).to(device),
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        image_id=torch.arange(size, device=device),
+    )
+    return {**batch, "counts": Counts(*count_batch(batch).float())}
+
+
+def agree(setting: Setting, device: torch.device) -> tuple[float, float]:
+    """Largest difference of a loss term, and relative difference of the whole gradient, between both ways.
+
+    Two forwards in a row without dropout, so that momentum encoders and queue have their part; limbeck's negatives are
+    given to the usual way.
+    """
+    method = build(setting, device).eval()
+    usual, batch = UsualStep(method).eval(), make_batch(setting, device)
+    pairings = []
+    handle = method.objective.register_forward_hook(lambda _module, _inputs, output: pairings.append(output[2]))
+    worst = 0.0
+    for _ in range(2):
+        method.begin_step(1)
+        ours = method(batch).terms
+        drawn = pairings[-1]
+        theirs = usual(batch, (drawn.pictures.tolist(), drawn.texts.tolist()))
+        assert ours.keys() == theirs.keys()
+        worst = max(worst, *(abs(float(ours[name].detach() - theirs[name].detach())) for name in ours))
+        for terms in (ours, theirs):
+            torch.stack(list(terms.values())).sum().backward()
+    handle.remove()
+    pairs = zip([*method.student.parameters(), *method.projections.parameters()], usual.trained(), strict=True)
+    gradients = [(own.grad, other.grad) for own, other in pairs if own.grad is not None and other.grad is not None]
+    own, other = (torch.cat([gradient.flatten() for gradient in side]) for side in zip(*gradients))
+    return worst, float((own - other).norm() / other.norm())
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One thing that makes limbeck's step light, and how to undo it."""
+
+    name: str
+    undone: Callable[[DLIP], AbstractContextManager[object]] = lambda _method: nullcontext()
+    padded: bool = False
+    fused: bool = True
+
+
+def limbeck_step(method: DLIP, batch: Batch, setting: Setting, *, fused: bool = True) -> Step:
+    """One optimizer step by limbeck's own method."""
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.02, fused=fused)
+
+    def step() -> None:
+        method.begin_step(1)
+        with torch.autocast(batch["pixel_values"].device.type, torch.bfloat16, enabled=setting.autocast):
+            loss = method(batch).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def usual_step(usual: UsualStep, batch: Batch, setting: Setting) -> Step:
+    """One optimizer step the usual way."""
+    optimizer = torch.optim.AdamW(usual.trained(), lr=1e-5, weight_decay=0.02)
+
+    def step() -> None:
+        with torch.autocast(batch["pixel_values"].device.type, torch.bfloat16, enabled=setting.autocast):
+            loss = torch.stack(list(usual(batch).values())).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@contextmanager
+def slow_momentum(_method: DLIP) -> Iterator[None]:
+    """Momentum encoders that follow tensor by tensor, in three kernels each."""
+
+    def follow(slow: list[Tensor], fast: list[Tensor], share: float) -> None:
+        for own, other in zip(slow, fast):
+            own.data = own.data * (1 - share) + other.data * share
+
+    with patch.object(torch, "_foreach_lerp_", follow):
+        yield
+
+
+@contextmanager
+def drawn_by_row(_method: DLIP) -> Iterator[None]:
+    """Hard negatives that wait for the device once per row."""
+
+    def negatives(similarity: Tensor, _same: Tensor, *, smoothing: float) -> Tensor:
+        return torch.tensor(draw(similarity), device=similarity.device)
+
+    with patch("limbeck.methods.vlp.hard_negatives", negatives):
+        yield
+
+
+@contextmanager
+def joined_queue(_method: DLIP) -> Iterator[None]:
+    """A queue that is cloned and joined to the batch's features, and targets as one-hot matrices."""
+    Bank = tuple[Tensor, Tensor]
+
+    def join(bank: Bank) -> Tensor:
+        return torch.cat([bank[0].t(), bank[1].t().clone()], dim=1)
+
+    def targets(features: Tensor, bank: Bank, temperature: Tensor, alpha: float, _right: Tensor) -> Tensor:
+        logits = features @ join(bank) / temperature
+        one_hot = torch.zeros_like(logits)
+        one_hot.fill_diagonal_(1)
+        return alpha * logits.softmax(1) + (1 - alpha) * one_hot
+
+    def contrast(
+        image: Tensor, text: Tensor, images: Bank, texts: Bank, temperature: Tensor, to_text: Tensor, to_image: Tensor
+    ) -> Tensor:
+        sides = ((image, texts, to_text), (text, images, to_image))
+        losses = [-((side @ join(bank) / temperature).log_softmax(1) * right).sum(1) for side, bank, right in sides]
+        return (losses[0] + losses[1]) / 2
+
+    with patch("limbeck.methods.vlp.soft_targets", targets), patch("limbeck.methods.vlp.contrastive", contrast):
+        yield
+
+
+@dataclass(frozen=True)
+class MadeAnew(CrossHeads):
+    """Keys and values that every pass makes for itself."""
+
+    tower: TextTransformer | None = None
+    hidden: Tensor | None = None
+
+    def gather(self, rows: Tensor | None) -> CrossHeads:
+        assert self.tower is not None
+        assert self.hidden is not None
+        return self.tower.memory(self.hidden if rows is None else self.hidden[rows])
+
+
+@contextmanager
+def unshared_memory(_method: DLIP) -> Iterator[None]:
+    """Keys and values of the pictures made anew in each pass of matching and in the decoder."""
+
+    def memory(model: FusionVLM, image: Tensor | Signals) -> Memory:
+        hidden = image if isinstance(image, Tensor) else image.hidden
+        anew = MadeAnew((), tower=model.text, hidden=hidden)
+        return Memory(anew, anew)
+
+    with patch.object(FusionVLM, "image_memory", memory):
+        yield
+
+
+@contextmanager
+def eager_attention(_method: DLIP) -> Iterator[None]:
+    """Eager attention whose maps are kept, and distillation by the kept maps."""
+    kept: dict[int, Tensor] = {}
+
+    def eager(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+    ) -> Tensor:
+        bias = None if attn_mask is None else (1.0 - attn_mask.float()) * -10000.0
+        mixed, kept[query.data_ptr()] = attend(query, key, value, bias, dropout_p)
+        return mixed.unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
+
+    def compare(
+        student: AttentionState, teacher: AttentionState, *, row_mask: Tensor | None, head_map: str, count: Tensor
+    ) -> Tensor:
+        real = torch.ones_like(student.query[:, 0, :, 0]) if row_mask is None else row_mask.float()
+        maps = [kept[state.query.data_ptr()][: len(state.query)] for state in (student, teacher)]
+        return divergence(maps[0], maps[1], real)
+
+    with (
+        patch.object(functional, "scaled_dot_product_attention", eager),
+        patch("limbeck.methods.dlip.attention_kl", compare),
+    ):
+        yield
+
+
+@contextmanager
+def exact_teacher(method: DLIP) -> Iterator[None]:
+    """The teacher in float32."""
+    assert method.teacher is not None
+    method.teacher.float()
+    yield
+    method.teacher.bfloat16()
+
+
+MEASURES = (
+    Measure("momentum encoders in one call", slow_momentum),
+    Measure("negatives in one draw", drawn_by_row),
+    Measure("queue neither cloned nor joined", joined_queue),
+    Measure("shared keys and values", unshared_memory),
+    Measure("attention without maps", eager_attention),
+    Measure("teacher in bfloat16", exact_teacher),
+    Measure("padding to the longest", padded=True),
+    Measure("fused optimizer", fused=False),
+)
