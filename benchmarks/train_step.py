@@ -9,13 +9,16 @@ from one set of weights and see one batch; before anything is timed their loss t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from harness import Claim, Row, Work, at_least, milliseconds, parse, peak_mebibytes, publish
+from torch import Tensor
 from torch.nn import functional
 from usual_step import UsualStep, attend, divergence, draw, padded
 
@@ -28,8 +31,6 @@ from limbeck.models.med import CrossHeads, TextTransformer
 from limbeck.models.scales import Scale, text_config, vision_config
 from limbeck.training.trainer import count_batch
 from limbeck.types import AttentionState, Batch, Counts, Signals
-
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ SETTINGS = {
 }
 
 
-def build(setting: Setting, device: torch.device, teacher_dtype: torch.dtype = torch.float32) -> DLIP:
+def build(setting: Setting, device: str, teacher_dtype: torch.dtype) -> DLIP:
     """Student and teacher with random weights, momentum encoders that have drifted, a full queue."""
     torch.manual_seed(0)
+    side = setting.image_size
     student, teacher = (
-        Blip(FusionConfig(family="blip", vision=vision_config(scale, image_size=setting.image_size), text=text_config(scale)))
+        Blip(FusionConfig(family="blip", vision=vision_config(scale, image_size=side), text=text_config(scale)))
         for scale in (setting.student, setting.teacher)
     )
     contrast = ContrastiveConfig(queue_size=setting.queue, ramp_epochs=0)
@@ -74,7 +76,7 @@ def build(setting: Setting, device: torch.device, teacher_dtype: torch.dtype = t
     return method.to(device).train()
 
 
-def make_batch(setting: Setting, device: torch.device) -> Batch:
+def make_batch(setting: Setting, device: str) -> Batch:
     """Random pictures and captions as long as COCO's, 9 to 17 tokens."""
     generator = torch.Generator().manual_seed(1)
     size, side = setting.pairs, setting.image_size
@@ -92,14 +94,14 @@ def make_batch(setting: Setting, device: torch.device) -> Batch:
     return {**batch, "counts": Counts(*count_batch(batch).float())}
 
 
-def agree(setting: Setting, device: torch.device) -> tuple[float, float]:
+def agree(setting: Setting, device: str) -> tuple[float, float]:
     """Largest difference of a loss term, and relative difference of the whole gradient, between both ways.
 
     Two forwards in a row without dropout, so that momentum encoders and queue have their part; limbeck's negatives are
     given to the usual way.
     """
-    method = build(setting, device).eval()
-    usual, batch = UsualStep(method).eval(), make_batch(setting, device)
+    method = build(setting, device, torch.float32).eval()
+    usual, batch = UsualStep(deepcopy(method)).eval(), make_batch(setting, device)
     pairings = []
     handle = method.objective.register_forward_hook(lambda _module, _inputs, output: pairings.append(output[2]))
     worst = 0.0
@@ -124,12 +126,15 @@ class Measure:
     """One thing that makes limbeck's step light, and how to undo it."""
 
     name: str
-    undone: Callable[[DLIP], AbstractContextManager[object]] = lambda _method: nullcontext()
+    undone: Callable[[], AbstractContextManager[object]] = nullcontext
+    """what is open while the step runs without it"""
     padded: bool = False
+    """whether texts are padded to 30 tokens instead"""
     fused: bool = True
+    """whether the optimizer is fused"""
 
 
-def limbeck_step(method: DLIP, batch: Batch, setting: Setting, *, fused: bool = True) -> Step:
+def limbeck_step(method: DLIP, batch: Batch, setting: Setting, *, fused: bool = True) -> Work:
     """One optimizer step by limbeck's own method."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.02, fused=fused)
@@ -145,7 +150,7 @@ def limbeck_step(method: DLIP, batch: Batch, setting: Setting, *, fused: bool = 
     return step
 
 
-def usual_step(usual: UsualStep, batch: Batch, setting: Setting) -> Step:
+def usual_step(usual: UsualStep, batch: Batch, setting: Setting) -> Work:
     """One optimizer step the usual way."""
     optimizer = torch.optim.AdamW(usual.trained(), lr=1e-5, weight_decay=0.02)
 
@@ -160,7 +165,7 @@ def usual_step(usual: UsualStep, batch: Batch, setting: Setting) -> Step:
 
 
 @contextmanager
-def slow_momentum(_method: DLIP) -> Iterator[None]:
+def slow_momentum() -> Iterator[None]:
     """Momentum encoders that follow tensor by tensor, in three kernels each."""
 
     def follow(slow: list[Tensor], fast: list[Tensor], share: float) -> None:
@@ -172,7 +177,7 @@ def slow_momentum(_method: DLIP) -> Iterator[None]:
 
 
 @contextmanager
-def drawn_by_row(_method: DLIP) -> Iterator[None]:
+def drawn_by_row() -> Iterator[None]:
     """Hard negatives that wait for the device once per row."""
 
     def negatives(similarity: Tensor, _same: Tensor, *, smoothing: float) -> Tensor:
@@ -183,7 +188,7 @@ def drawn_by_row(_method: DLIP) -> Iterator[None]:
 
 
 @contextmanager
-def joined_queue(_method: DLIP) -> Iterator[None]:
+def joined_queue() -> Iterator[None]:
     """A queue that is cloned and joined to the batch's features, and targets as one-hot matrices."""
     Bank = tuple[Tensor, Tensor]
 
@@ -221,7 +226,7 @@ class MadeAnew(CrossHeads):
 
 
 @contextmanager
-def unshared_memory(_method: DLIP) -> Iterator[None]:
+def unshared_memory() -> Iterator[None]:
     """Keys and values of the pictures made anew in each pass of matching and in the decoder."""
 
     def memory(model: FusionVLM, image: Tensor | Signals) -> Memory:
@@ -234,7 +239,7 @@ def unshared_memory(_method: DLIP) -> Iterator[None]:
 
 
 @contextmanager
-def eager_attention(_method: DLIP) -> Iterator[None]:
+def eager_attention() -> Iterator[None]:
     """Eager attention whose maps are kept, and distillation by the kept maps."""
     kept: dict[int, Tensor] = {}
 
@@ -259,14 +264,8 @@ def eager_attention(_method: DLIP) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def exact_teacher(method: DLIP) -> Iterator[None]:
-    """The teacher in float32."""
-    assert method.teacher is not None
-    method.teacher.float()
-    yield
-    method.teacher.bfloat16()
-
+AGREEMENT = 1e-4
+"""How near the two ways' loss terms and gradients must be"""
 
 MEASURES = (
     Measure("momentum encoders in one call", slow_momentum),
@@ -274,7 +273,86 @@ MEASURES = (
     Measure("queue neither cloned nor joined", joined_queue),
     Measure("shared keys and values", unshared_memory),
     Measure("attention without maps", eager_attention),
-    Measure("teacher in bfloat16", exact_teacher),
     Measure("padding to the longest", padded=True),
     Measure("fused optimizer", fused=False),
 )
+
+LIMBECK, EXACT, USUAL = "limbeck", "limbeck, teacher in float32", "the usual way"
+
+
+def make_work(way: str, setting: Setting, device: str) -> Work:
+    """One way's step, everything that is set up only once being done."""
+    if setting.pairs > 2:
+        make_work(way, Setting("tiny", "tiny", 2, image_size=32, queue=8), device)()
+    batch = make_batch(setting, device)
+    if way == USUAL:
+        return usual_step(UsualStep(build(setting, device, torch.float32)), batch, setting)
+    return limbeck_step(build(setting, device, torch.float32 if way == EXACT else torch.bfloat16), batch, setting)
+
+
+def without(measure: Measure, method: DLIP, batch: Batch, setting: Setting) -> Work:
+    """limbeck's step without one measure."""
+    if measure.padded:
+        ids, mask = padded(batch)
+        batch = {**batch, "input_ids": ids, "attention_mask": mask}
+    step = limbeck_step(method, batch, setting, fused=measure.fused)
+
+    def work() -> None:
+        with measure.undone():
+            step()
+
+    return work
+
+
+def measure(setting: Setting, device: str, rounds: int, measures: Sequence[Measure]) -> list[dict[str, str | float]]:
+    """One row for each way: median time, times as long as limbeck's, peak memory above weights and batch."""
+    works = {way: make_work(way, setting, device) for way in (LIMBECK, EXACT, USUAL)}
+    method, batch = build(setting, device, torch.bfloat16), make_batch(setting, device)
+    works |= {f"without {each.name}": without(each, method, batch, setting) for each in measures}
+    times = milliseconds(works, rounds, device)
+    rows: list[dict[str, str | float]] = [
+        {"setting": setting.name, "way": way, "ms": time, "times limbeck's": time / times[LIMBECK]}
+        for way, time in times.items()
+    ]
+    for row in rows[:3]:
+        row["MiB"] = peak_mebibytes(device, make_work, row["way"], setting, device)
+    return rows
+
+
+def judge(groups: Sequence[Sequence[Row]]) -> list[Claim]:
+    """What is wanted of each setting's rows."""
+    claims = []
+    for rows in groups:
+        ways = {row["way"]: row for row in rows}
+        setting = rows[0]["setting"]
+        time, memory = ({way: float(ways[way][column]) for way in (LIMBECK, EXACT, USUAL)} for column in ("ms", "MiB"))
+        claims += [
+            at_least(f"times faster ({setting})", 1.5, time[USUAL] / time[LIMBECK]),
+            at_least(f"times faster, both teachers in float32 ({setting})", 1, time[USUAL] / time[EXACT]),
+            at_least(f"times less memory ({setting})", 1, memory[USUAL] / memory[LIMBECK]),
+        ]
+    return claims
+
+
+def main() -> None:
+    """Check, measure, print and write."""
+    options = parse(__doc__)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("train_step: --device cuda, but PyTorch sees no CUDA device here; choose --device cpu")
+    rounds = 3 if options.smoke else options.rounds
+    settings = SETTINGS["smoke" if options.smoke else options.device]
+    term, gradient = agree(settings[0], options.device)
+    claims = [
+        Claim("largest difference of a loss term", f"<= {AGREEMENT:g}", f"{term:.1e}", term <= AGREEMENT),
+        Claim("relative difference of the gradient", f"<= {AGREEMENT:g}", f"{gradient:.1e}", gradient <= AGREEMENT),
+    ]
+    if not all(claim.holds for claim in claims):
+        sys.exit(f"train_step: both ways must compute the same before they are timed; found {claims}")
+    groups = [
+        measure(setting, options.device, rounds, MEASURES if setting is settings[0] else ()) for setting in settings
+    ]
+    publish("train_step", [row for rows in groups for row in rows], [*claims, *judge(groups)], options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,13 @@
-"""A DLIP step the usual way, written from the public descriptions of BLIP and DLIP: what limbeck's step is compared with.
+"""A DLIP step the usual way, by the public descriptions of BLIP and DLIP: what limbeck's step is compared with.
 
-Attention is eager and every layer's maps are kept (Hugging Face's `output_attentions`); distillation compares kept maps.
+Attention is eager and every layer's maps are kept (Hugging Face's `output_attentions`); distillation compares these.
 Momentum encoders follow tensor by tensor, hard negatives are drawn row by row, the queue is cloned and joined to the
 batch's features, targets are one-hot matrices, texts are padded to 30 tokens, and every pass that looks at pictures
-makes their keys and values anew. Weights are the given method's own.
+makes their keys and values anew.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from math import gcd
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ class Seen(NamedTuple):
 
 
 class UsualStep(nn.Module):
-    """Student, momentum encoders, teacher and queue, copied from a limbeck method; `forward` gives its loss terms."""
+    """The models, maps and queues of a limbeck method, which is used up; `forward` gives the same loss terms."""
 
     image_queue: Tensor
     text_queue: Tensor
@@ -45,12 +44,12 @@ class UsualStep(nn.Module):
     def __init__(self, method: DLIP):
         super().__init__()
         self.settings = method.settings
-        self.student = _fusion(deepcopy(method.student))
-        self.momentum = _fusion(deepcopy(method.objective.momentum))
-        self.teacher = _fusion(deepcopy(method.teacher)).float().eval()
-        self.projections = deepcopy(method.projections)
-        self.register_buffer("image_queue", method.objective.image_queue.features.T.clone())
-        self.register_buffer("text_queue", method.objective.text_queue.features.T.clone())
+        self.student = _fusion(method.student)
+        self.momentum = _fusion(method.objective.momentum)
+        self.teacher = _fusion(method.teacher).float().eval()
+        self.projections = method.projections
+        self.register_buffer("image_queue", method.objective.image_queue.features.T.contiguous())
+        self.register_buffer("text_queue", method.objective.text_queue.features.T.contiguous())
         self.position = 0
 
     def trained(self) -> list[nn.Parameter]:
@@ -64,7 +63,7 @@ class UsualStep(nn.Module):
         return self
 
     def forward(self, batch: Batch, negatives: tuple[list[int], list[int]] | None = None) -> dict[str, Tensor]:
-        """Every loss term of DLIP's Eq. 6. `negatives`: a wrong picture for each text and a wrong text for each picture."""
+        """Every loss term of DLIP's Eq. 6. `negatives`: wrong pictures for the texts and wrong texts for the pictures."""
         student, pixels = self.student, batch["pixel_values"]
         ids, mask = padded(batch)
         with torch.no_grad():

@@ -26,6 +26,7 @@ from limbeck.models.refit import refit
 from limbeck.models.scales import TEXT, VISION
 from limbeck.models.vision import VisionConfig
 from limbeck.recipe import Recipe, RecipeError, StudentConfig, TeacherConfig, TextChoice, VisionChoice
+from limbeck.training.freeze import freeze
 from limbeck.training.schedule import Schedule, epoch_schedule
 
 ASSETS = Path(str(files("limbeck"))) / "assets"
@@ -39,12 +40,12 @@ def open_data(recipe: Recipe) -> Source:
     return source
 
 
-def open_tokenizer(recipe: Recipe, source: Source) -> PreTrainedTokenizerFast:
-    """The recipe's tokenizer, trained on the source's texts where it asks for that."""
+def open_tokenizer(recipe: Recipe, source: Source | None) -> PreTrainedTokenizerFast:
+    """The recipe's tokenizer; a `wordpiece` one is trained on the texts of `source`."""
     config = recipe.tokenizer
     if isinstance(config, FolderTokenizer):
         config = config.model_copy(update={"path": shipped(config.path)})
-    return load_tokenizer(config, texts_of(source.examples))
+    return load_tokenizer(config, None if source is None else texts_of(source.examples))
 
 
 def build_pairs(recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerFast) -> Pairs:
@@ -106,9 +107,15 @@ def build_method(recipe: Recipe, student: Model, teacher: Model | None) -> DLIP:
         _check_fit(student, teacher)
     stages = [Stage(**stage.model_dump()) for stage in recipe.stages]
     try:
-        return DLIP(recipe.dlip, student, teacher, stages)
+        method = DLIP(recipe.dlip, student, teacher, stages)
     except ValueError as error:
-        raise RecipeError(f"stages: {error}") from None
+        raise RecipeError(str(error)) from None
+    for index, stage in enumerate(stages):
+        try:
+            freeze(method, stage.trainable, (*method.teachers(), *method.followers()))
+        except ValueError as error:
+            raise RecipeError(f"stages.{index}.{error}") from None
+    return method
 
 
 def build_schedule(recipe: Recipe) -> Schedule | None:

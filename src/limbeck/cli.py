@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 app = typer.Typer(
     name="limbeck",
@@ -39,10 +40,14 @@ Folder = Annotated[Path, typer.Argument(help="a run folder, or a model folder wi
 @app.command()
 def train(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Run a recipe: train, keep the student, evaluate and profile it. The same command goes on after a crash."""
-    from limbeck.recipe import load_recipe
+    from limbeck.recipe import RecipeError, find_recipe, load_recipe
     from limbeck.run import run_recipe
 
-    folder = run_recipe(load_recipe(recipe, overrides or ()))
+    settings = load_recipe(recipe, overrides or ())
+    try:
+        folder = run_recipe(settings)
+    except RecipeError as error:
+        raise RecipeError(f"{find_recipe(recipe)}: {error}") from None
     console.print(f"done: [bold]{folder}[/bold]; its page: limbeck report {folder}")
 
 
@@ -55,7 +60,7 @@ def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Opti
 
     settings = load_recipe(recipe)
     model, tokenizer = open_student(folder)
-    examine(out, model, tokenizer, settings.evaluation, open_data(settings).examples, Path(settings.data.root))
+    examine(out, model, tokenizer, settings, open_data(settings).examples)
     console.print_json((out / "evaluation" / "summary.json").read_text())
 
 
@@ -139,7 +144,7 @@ def main() -> None:
     try:
         app()
     except (RecipeError, DataError, ValidationError, FileNotFoundError, ValueError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -13,10 +13,10 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from transformers import TrainingArguments
 
 from limbeck.config import Section
@@ -165,6 +165,8 @@ class Recipe(Section):
     gradient_share_steps: int = Field(default=200, ge=0)
     """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
     evaluation: EvaluationConfig = EvaluationConfig()
+    profile_batch_size: int = Field(default=1, ge=1)
+    """pairs at a time when latency is measured"""
     export: tuple[Literal["captioning", "retrieval", "vqa", "clip"], ...] = ()
     """transformers folders to write beside the student"""
 
@@ -286,10 +288,14 @@ def _item(items: list, part: str, override: str) -> Any:
     return items[int(part)]
 
 
+_ANY_TYPE = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
 def _check_training(where: str, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError where a setting is no field of TrainingArguments or limbeck sets it itself."""
-    known = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
-    for name in settings:
+    """Raise ValueError where a setting is no field of TrainingArguments, of a wrong type, or limbeck's own to set."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    types = get_type_hints(TrainingArguments)
+    for name, value in settings.items():
         if name in ("output_dir", "seed"):
             raise ValueError(f"{where}.{name}: limbeck sets it from the recipe's `{name.partition('_')[0]}`")
         if name not in known:
@@ -298,6 +304,10 @@ def _check_training(where: str, settings: Mapping[str, Any]) -> None:
                 f"{where}.{name}: TrainingArguments has no such setting"
                 + (f"; the nearest is {near[0]!r}" if near else "")
             )
+        try:
+            TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{where}.{name}: {error.errors()[0]['msg']} (found {value!r})") from None
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:

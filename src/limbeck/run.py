@@ -38,7 +38,7 @@ from limbeck.data.examples import Example
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
 from limbeck.distributed import rank
 from limbeck.evaluation.attention_view import attention_view
-from limbeck.evaluation.evaluate import EvaluationConfig, TaskName, evaluate, load_tasks
+from limbeck.evaluation.evaluate import TaskName, evaluate, load_tasks
 from limbeck.evaluation.profile import profile
 from limbeck.evaluation.vqa import common_answers
 from limbeck.methods.passes import Model
@@ -63,8 +63,7 @@ def run_recipe(recipe: Recipe) -> Path:
     """
     folder = Path(recipe.output)
     started = time.time()
-    for stage in recipe.stages:
-        training_arguments(folder, recipe.seed, recipe.training, stage.training)
+    _check_training(folder, recipe)
     root = Path(recipe.data.root)
     load_tasks(recipe.evaluation, root)
     _claim(folder, recipe)
@@ -101,10 +100,9 @@ def run_recipe(recipe: Recipe) -> Path:
     for task in recipe.export:
         if not (folder / "export" / task / "config.json").exists():
             export(student, tokenizer, folder / "export" / task, task=task)
-    examine(folder, student, tokenizer, recipe.evaluation, source.examples, root)
+    examine(folder, student, tokenizer, recipe, source.examples)
     if recipe.teacher is not None:
-        teacher = open_teacher(recipe.teacher)
-        examine(folder / "teacher", teacher, tokenizer, recipe.evaluation, source.examples, root)
+        examine(folder / "teacher", open_teacher(recipe.teacher), tokenizer, recipe, source.examples)
     return folder
 
 
@@ -112,15 +110,14 @@ def examine(
     folder: Path,
     model: Model,
     tokenizer: PreTrainedTokenizerFast,
-    config: EvaluationConfig,
+    recipe: Recipe,
     training: Sequence[Example],
-    root: Path = Path(),
 ) -> None:
-    """Evaluate, profile and picture a model into `folder`; what is there already stays.
+    """Evaluate, profile and picture a model into `folder` as a recipe says; what is there already stays.
 
-    Where questions are answered by ranking, the answers are those of the `training` examples. Relative paths of the
-    held-out data start from `root`.
+    Where questions are answered by ranking, the answers are those of the `training` examples.
     """
+    config, root = recipe.evaluation, Path(recipe.data.root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tasks = load_tasks(config, root)
     if tasks and not (folder / "evaluation" / "summary.json").exists():
@@ -130,7 +127,8 @@ def examine(
             model.to(device), tokenizer, config, examples, folder=folder, device=device, answers=answers, base=root
         )
     if not (folder / "profile.json").exists():
-        write_text(folder / "profile.json", json.dumps(profile(model.to("cpu")).to_json(), indent=2))
+        costs = profile(model.to("cpu"), batch_size=recipe.profile_batch_size)
+        write_text(folder / "profile.json", json.dumps(costs.to_json(), indent=2))
     if tasks and not (folder / "gallery" / "gallery.json").exists():
         held_out = next(iter(tasks.values())).examples
         chosen = [held_out[index] for index in range(min(GALLERY_SIZE, len(held_out)))]
@@ -147,6 +145,16 @@ def open_student(folder: Path) -> tuple[Model, PreTrainedTokenizerFast]:
     return load_model(found), load_tokenizer(FolderTokenizer(tokenizer="folder", path=str(found)))
 
 
+def _check_training(folder: Path, recipe: Recipe) -> None:
+    """Let TrainingArguments judge every stage's settings; it also joins the processes that torchrun started."""
+    for index, stage in enumerate(recipe.stages):
+        try:
+            training_arguments(folder, recipe.seed, recipe.training, stage.training)
+        except (ValueError, TypeError) as error:
+            where = f"training, stages.{index}.training" if stage.training else "training"
+            raise RecipeError(f"{where}: {error}") from None
+
+
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Write the resolved recipe, or make sure that the folder belongs to this very one."""
     values = json.loads(recipe.model_dump_json())
@@ -159,7 +167,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                 f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "
                 "Give this recipe an `output` of its own, or delete that folder"
             )
-    else:
+    elif rank() == 0:
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
@@ -173,7 +181,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _record(folder: Path, recipe: Recipe, pairs: Pairs, seconds: float | None = None) -> None:
-    record_environment(folder, seed=recipe.seed, data_fingerprint=pairs.fingerprint(), seconds=seconds)
+    if rank() == 0:
+        record_environment(folder, seed=recipe.seed, data_fingerprint=pairs.fingerprint(), seconds=seconds)
 
 
 def _hang(gallery: Path, examples: Sequence[Example], views: Sequence[dict[str, Any]]) -> None:
@@ -182,23 +191,9 @@ def _hang(gallery: Path, examples: Sequence[Example], views: Sequence[dict[str, 
     seen = {view["id"]: view for view in views}
     entries = []
     for number, example in enumerate(example for example in examples if example.id in seen):
-        name, view = f"{number}.png", seen[example.id]
-        example.image.open().save(gallery / name)
-        words = torch.tensor([word["attention"] for word in view["words"]])
+        example.image.open().save(gallery / f"{number}.png")
+        questions = [{"text": question.text, "answers": question.answers} for question in example.questions]
         entries.append(
-            {
-                "id": example.id,
-                "file": name,
-                "captions": example.captions,
-                "questions": [{"text": question.text, "answers": question.answers} for question in example.questions],
-                "image_attention": _grid(torch.tensor(view["image"])),
-                "caption_attention": _grid(words.mean(0)) if len(words) else [],
-            }
+            seen[example.id] | {"file": f"{number}.png", "captions": example.captions, "questions": questions}
         )
     write_text(gallery / "gallery.json", json.dumps(entries))
-
-
-def _grid(attention: torch.Tensor) -> list[list[float]]:
-    """Attention over a square of patches [N], as rows."""
-    side = round(len(attention) ** 0.5)
-    return attention.view(side, side).tolist()

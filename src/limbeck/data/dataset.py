@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal, NotRequired
 
 import numpy as np
@@ -75,7 +76,7 @@ class Item:
 class Pairs(Dataset[Item | Skipped]):
     """Encoded examples by index or (index, epoch). Texts are encoded once, at the start.
 
-    An item whose picture does not decode is a `Skipped`; `collate` leaves it out and reports it.
+    An item whose picture does not decode is a `Skipped`; `collate` puts another in its place and reports it.
     """
 
     def __init__(
@@ -196,7 +197,10 @@ class Pairs(Dataset[Item | Skipped]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Items to a batch: pads texts to the longest, normalises pictures, leaves out what is broken and reports it."""
+    """Items to a batch: pads texts to the longest, normalises pictures, leaves out what is broken and reports it.
+
+    Another item of the batch takes a broken one's place, so that every process brings equally many rows.
+    """
 
     pad: int
     with_questions: bool = False
@@ -204,9 +208,11 @@ class Collator:
     def __call__(self, items: Sequence[Item | Skipped]) -> LoadedBatch:
         """The batch. Raises DataError where not one picture of it decodes."""
         skipped = [item for item in items if isinstance(item, Skipped)]
-        kept = [item for item in items if isinstance(item, Item)]
-        if not kept:
+        whole = [item for item in items if isinstance(item, Item)]
+        if not whole:
             raise DataError("not one picture of a batch decodes:\n" + "\n".join(f"  {item}" for item in skipped[:10]))
+        spare = cycle(whole)
+        kept = [item if isinstance(item, Item) else next(spare) for item in items]
         input_ids, attention_mask = self._padded([item.caption for item in kept])
         batch = LoadedBatch(
             pixel_values=normalize(torch.from_numpy(np.stack([item.image for item in kept]))),

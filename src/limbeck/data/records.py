@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 
 class FilesConfig(Section):
-    """Fields of every source that reads files. Relative paths start from the recipe's folder."""
+    """Fields of every source that reads files. Relative paths start from the recipe's `data.root`."""
 
     limit: int | None = Field(default=None, ge=1)
     """use only the first so many examples"""

@@ -68,7 +68,7 @@ def evaluate_captioning(
     bare = [example.id for example in examples if not example.captions]
     if bare or not len(examples):
         raise ValueError(f"captioning: every example needs a caption; without one: {bare[:5] or 'there is no example'}")
-    prompt = encode(tokenizer, [config.prompt], config.max_length, device)[0][:, :-1]
+    prompt = encode(tokenizer, [config.prompt], model.config.text.max_positions, device)[0][:, :-1]
     room = config.max_length - prompt.shape[1]
     if room < 1:
         raise ValueError(f"captioning: the prompt {config.prompt!r} takes up max_length {config.max_length}")

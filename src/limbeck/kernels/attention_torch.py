@@ -34,27 +34,28 @@ def divergence(
         mask = mask.expand(batch, 1, queries, keys)
     total = torch.zeros((), dtype=dtype, device=weight.device)
     to_query = torch.empty(student.query.shape if gradient else 0, dtype=dtype, device=weight.device)
-    to_key = torch.zeros(student.key.shape if gradient else 0, dtype=dtype, device=weight.device)
-    for pictures, group, rows in _blocks(batch, groups, queries, student_group * keys, student.query.device.type):
+    to_key = torch.empty(student.key.shape if gradient else 0, dtype=dtype, device=weight.device)
+    for pictures, group, rows in _blocks(batch, groups, queries, student_group * keys, weight.device.type):
         own = slice(group.start * student_group, group.stop * student_group)
         other = slice(group.start * teacher_group, group.stop * teacher_group)
-        query = at_least_float32(student.query[pictures, own, rows])
-        key = at_least_float32(student.key[pictures, own])
+        query, key = _heads(student.query[pictures, own, rows]), _heads(student.key[pictures, own])
+        teacher_query, teacher_key = _heads(teacher.query[pictures, other, rows]), _heads(teacher.key[pictures, other])
         hidden = None if mask is None else ~mask[pictures, :, rows]
-        logits = _logits(query, key, student.scale, hidden)
-        target = _logits(teacher.query[pictures, other, rows], teacher.key[pictures, other], teacher.scale, hidden)
+        number = pictures.stop - pictures.start
+        logits = _logits(query, key, student.scale, hidden, number)
+        target = _logits(teacher_query, teacher_key, teacher.scale, hidden, number)
         row_weight = weight[pictures, None, rows].to(dtype)
         if student_group == teacher_group == 1:
-            divergences, to_logits = _heads(logits, target)
+            divergences, to_logits = _equal_heads(logits, target)
         else:
             divergences, to_logits = _group_means(
                 logits.unflatten(1, (-1, student_group)), target.unflatten(1, (-1, teacher_group))
             )
         total += (divergences * row_weight).sum()
         if gradient:
-            to_logits.mul_(row_weight[..., None] * student.scale)
-            to_query[pictures, own, rows] = to_logits @ key
-            to_key[pictures, own] += to_logits.mT @ query
+            to_logits = to_logits.mul_(row_weight[..., None] * student.scale).flatten(0, 1)
+            to_query[pictures, own, rows].flatten(0, 1).baddbmm_(to_logits, key, beta=0)
+            to_key[pictures, own].flatten(0, 1).baddbmm_(to_logits.mT, query, beta=int(rows.start > 0))
     gradients = (to_query.to(student.query.dtype), to_key.to(student.key.dtype)) if gradient else ()
     return total, gradients
 
@@ -75,12 +76,18 @@ def _blocks(batch: int, groups: int, queries: int, row: int, device: str) -> Ite
                 )
 
 
-def _logits(query: Tensor, key: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
-    logits = (at_least_float32(query) * scale) @ at_least_float32(key).mT
+def _heads(vectors: Tensor) -> Tensor:
+    """Vectors [B, H, T, d] as [B * H, T, d] in full precision: a copy at most, of this block alone."""
+    return at_least_float32(vectors).flatten(0, 1)
+
+
+def _logits(query: Tensor, key: Tensor, scale: float, hidden: Tensor | None, batch: int) -> Tensor:
+    """[B, H, T, S], `FORBIDDEN` where `hidden` [B, 1, T, S] is True."""
+    logits = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scale).unflatten(0, (batch, -1))
     return logits if hidden is None else logits.masked_fill_(hidden, FORBIDDEN)
 
 
-def _heads(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def _equal_heads(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """KL of each row and its gradient to the student's logits; logits [..., T, S] are overwritten.
 
     ``LSE = max - log max softmax`` spares a pass over the exponentials.

@@ -9,7 +9,9 @@ Without a teacher the same method trains the plain student, or the teacher itsel
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -27,6 +29,8 @@ from limbeck.methods.vlp import VLPConfig, VLPObjective
 from limbeck.models.clip import DualEncoder
 from limbeck.types import AttentionState, Batch, Counts, Signals
 
+log = logging.getLogger(__name__)
+
 Site = Literal["img", "text", "vl_e", "vl_d"]
 """DLIP's Table 3: image tower, unimodal text, fused text in the encoder, fused text in the decoder."""
 
@@ -37,6 +41,10 @@ SITE_PASSES: Mapping[str, tuple[Pass, ...]] = {
     "vl_d": ("decoded", "answer"),
 }
 """The passes whose last layer a site looks at, those over questions where a batch has some."""
+
+
+LOWEST_RANK = 8
+"""A mapped teacher of fewer effective directions is about to collapse (both maps of Eq. 3 learnt)."""
 
 
 class HiddenConfig(Section):
@@ -107,8 +115,8 @@ class DLIP(Method):
                 maps = [kind for kind in config.attention.maps if kind == "self" or name not in ("image", "text")]
                 self.attention_terms.update({f"attention/{name}/{kind}": (name, kind) for kind in maps})
         self.plan = tuple(stages)
-        for stage in self.plan:
-            expand_weights(stage.weights, self.terms())
+        for index, stage in enumerate(self.plan):
+            expand_weights(stage.weights, self.terms(), where=f"stages.{index}.weights")
         self.weights: dict[str, float] = {}
         self.step = 0
 
@@ -187,7 +195,10 @@ class DLIP(Method):
         distance = cosine_distance(learned, taught)
         state = {}
         if self.settings.hidden.hr_map == "paper" and self.step % 100 == 0:
-            state[f"effective_rank/{name}"] = effective_rank(taught.detach().flatten(0, 1)[:512])
+            rank = effective_rank(taught.detach().flatten(0, 1)[:512])
+            if rank < LOWEST_RANK:
+                log.warning("hidden/%s: what the teacher is mapped to varies in %.1f directions only", name, rank)
+            state[f"effective_rank/{name}"] = rank
         return masked_mean(distance, student.mask, count=_tokens(name, student, counts)), state
 
     def _attention(self, kind: str, name: Pass, student: Signals, teacher: Signals, counts: Counts) -> Tensor:
@@ -205,7 +216,7 @@ class DLIP(Method):
         )
 
 
-def expand_weights(weights: Mapping[str, float], terms: Sequence[str]) -> dict[str, float]:
+def expand_weights(weights: Mapping[str, float], terms: Sequence[str], where: str = "weights") -> dict[str, float]:
     """Weight by term, from weights by term or by group (`hidden` for every `hidden/...`); the longer name wins.
 
     No weights at all mean 1 for each term. Raises ValueError for a name that is neither a term nor a group.
@@ -215,7 +226,11 @@ def expand_weights(weights: Mapping[str, float], terms: Sequence[str]) -> dict[s
     groups = {"/".join(term.split("/")[:depth]) for term in terms for depth in range(1, term.count("/") + 2)}
     for name in weights:
         if name not in groups:
-            raise ValueError(f"weights: there is no loss term {name!r}; these models have {', '.join(sorted(groups))}")
+            near = get_close_matches(name, groups, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{where}: there is no loss term {name!r}{hint} (these models have {', '.join(sorted(groups))})"
+            )
     expanded = {}
     for term in terms:
         prefixes = [name for name in weights if term == name or term.startswith(f"{name}/")]

@@ -233,7 +233,10 @@ class VLPObjective(nn.Module):
         return terms
 
     def _masked_language(self, student: Albef, batch: Batch, image: Signals) -> Tensor:
-        """ALBEF's masked language loss: cross-entropy of hidden words, mean over the words hidden here."""
+        """ALBEF's masked language loss: cross-entropy of hidden words.
+
+        The mean over the words hidden here; a micro-batch weighs in an optimizer step by its share of the pairs.
+        """
         ids, mask = batch["input_ids"], batch["attention_mask"]
         words = mask & (ids != student.config.text.sep_token_id)
         words[:, 0] = False
@@ -244,7 +247,7 @@ class VLPObjective(nn.Module):
         shown = torch.where(hidden & (draw >= 0.9), random_ids, shown)
         logits = student.fill(student.image_memory(image.hidden), shown, mask).output
         losses = token_cross_entropy(logits, ids.masked_fill(~hidden, IGNORE), label_smoothing=0.0)
-        return masked_mean(losses, hidden)
+        return masked_mean(losses, hidden) * (len(ids) / batch["counts"].pairs)
 
 
 def _gather_pool(batch: Batch, hidden: Tensor) -> Pool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from limbeck.method import Method, Stage
 from limbeck.training.checkpoint import discard_torn, latest, write_text
@@ -86,6 +86,11 @@ def run_stages(
             continue
         freeze(method, stage.trainable, (*method.teachers(), *method.followers()))
         args = training_arguments(output, seed, training, stage.training)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {args.n_gpu} GPUs; start one for each: torchrun --nproc-per-node {args.n_gpu} "
+                "-m limbeck.cli train ..., or choose one by CUDA_VISIBLE_DEVICES"
+            )
         trainer = StageTrainer(
             method,
             stage,
@@ -99,10 +104,16 @@ def run_stages(
             callbacks=list(callbacks),
         )
         checkpoint = _resume_point(output, log_file, stage, main=trainer.is_world_process_zero())
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        steps = _steps_if_last(checkpoint)
+        if checkpoint is not None and steps:
+            load_method(method, checkpoint / WEIGHTS)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.report_left_out()
+            steps = trainer.state.global_step
         if trainer.is_world_process_zero():
             save_method(method, output / WEIGHTS)
-            write_text(finished, json.dumps({"steps": trainer.state.global_step}))
+            write_text(finished, json.dumps({"steps": steps}))
         trainer.accelerator.wait_for_everyone()
 
 
@@ -116,6 +127,14 @@ def _resume_point(output: Path, log_file: Path, stage: Stage, *, main: bool) -> 
         lines = [line for line in log_file.read_text().splitlines() if _stays(line, stage.name, step)]
         write_text(log_file, "".join(line + "\n" for line in lines))
     return checkpoint
+
+
+def _steps_if_last(checkpoint: Path | None) -> int:
+    """The steps of a stage whose last checkpoint this is; 0 where training has to go on."""
+    if checkpoint is None:
+        return 0
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.global_step if state.global_step >= state.max_steps else 0
 
 
 def _stays(line: str, stage: str, step: int) -> bool:

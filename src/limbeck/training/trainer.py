@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from limbeck.data.dataset import EpochSampler
+from limbeck.data.examples import DataError, Skipped
 from limbeck.method import Loss, Method, Stage
 from limbeck.training.checkpoint import rotate, seal
 from limbeck.training.skips import SkipLog
@@ -47,16 +50,27 @@ class StageTrainer(Trainer):
         self.skipped, self.log_file, self.gradient_share_steps = skipped, log_file, gradient_share_steps
         self.sampler = EpochSampler(len(dataset), seed=args.seed)  # pyright: ignore[reportArgumentType]
         self.meter = Meter()
+        self._left_out: list[Skipped] = []
         super().__init__(
             model=method, args=args, train_dataset=dataset, data_collator=collate, callbacks=[_Steps(self), *callbacks]
         )
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"{len(self.sampler)} training examples do not fill one batch of {self._batch_size}; make "
+                "training.per_device_train_batch_size smaller, or set training.dataloader_drop_last: false"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the data."""
-        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        """Optimizer steps of one pass over the data; the last one can have fewer micro-batches."""
         length = len(self.sampler)
-        return max(1, length // batch if self.args.dataloader_drop_last else -(-length // batch))
+        micro_batches = length // self._batch_size if self.args.dataloader_drop_last else -(-length // self._batch_size)
+        return -(-micro_batches // self.args.gradient_accumulation_steps)
+
+    @property
+    def _batch_size(self) -> int:
+        """Pairs of one micro-batch of all processes."""
+        return self.args.train_batch_size * self.args.world_size
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return self.sampler
@@ -65,14 +79,26 @@ class StageTrainer(Trainer):
         """The micro-batches of one optimizer step, each told what the whole step averages over."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            self.skipped.add(batch.pop("skipped", ()))
+            self._left_out += batch.pop("skipped", ())
+        if self.args.world_size == 1:
+            self.report_left_out()
         counts = torch.stack([count_batch(batch) for batch in batches]).sum(0)
         if self.args.world_size > 1:
             dist.all_reduce(counts)
-        step = Counts(*(counts / self.args.world_size).to(device, torch.float32))
+        step = Counts(*(counts / self.args.world_size).to(device))
         for batch in batches:
             batch["counts"] = step
         return batches, None
+
+    def report_left_out(self) -> None:
+        """Hand what data loading left out, in every process, to the record. Raises DataError where it is too much."""
+        left_out = self._left_out
+        if self.args.world_size > 1:
+            everyones: list[Any] = [None] * self.args.world_size
+            dist.all_gather_object(everyones, left_out)
+            left_out = list(chain(*everyones))
+        self._left_out = []
+        self.skipped.add(left_out)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> Tensor:
         """Forward and backward of one micro-batch. Returns its share of the step's loss, detached."""
@@ -107,6 +133,10 @@ class StageTrainer(Trainer):
         if "loss" not in logs:
             super().log(logs, start_time)
             return
+        if self.args.world_size > 1:
+            self.report_left_out()
+        pairs = self._batch_size * self.args.gradient_accumulation_steps * (self.state.global_step - self.meter.since)
+        logs["samples_per_second"] = round(pairs / (time.perf_counter() - self.meter.started), 3)
         record = self.meter.drain(self.state.global_step, self.args.world_size)
         flat = {f"{group}/{name}": value for group in record for name, value in record[group].items()}
         super().log({**logs, **flat}, start_time)
@@ -147,14 +177,14 @@ class StageTrainer(Trainer):
 
 
 def count_batch(batch: Batch) -> Tensor:
-    """What a micro-batch has of each field of `Counts`, float64 [6]."""
+    """What a micro-batch has of each field of `Counts`, float32 [6]."""
     sizes: dict[str, int | Tensor] = dict.fromkeys(Counts._fields, 0)
     sizes |= {"pairs": len(batch["input_ids"]), "tokens": batch["attention_mask"].sum()}
     if "question_ids" in batch:
         sizes |= {"questions": len(batch["question_ids"]), "question_tokens": batch["question_mask"].sum()}
         sizes |= {"answers": len(batch["answer_ids"]), "answer_tokens": batch["answer_mask"].sum()}
     device = batch["input_ids"].device
-    return torch.stack([torch.as_tensor(sizes[name], dtype=torch.float64, device=device) for name in Counts._fields])
+    return torch.stack([torch.as_tensor(sizes[name], dtype=torch.float32, device=device) for name in Counts._fields])
 
 
 def save_method(method: Method, path: Path, state: dict[str, Tensor] | None = None) -> None:
@@ -183,7 +213,7 @@ class _Steps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.meter.since = state.global_step
+        self.trainer.meter = Meter(since=state.global_step)
         self.trainer.method.begin_stage(self.trainer.stage, self.trainer.steps_per_epoch)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -202,27 +232,44 @@ class Meter:
     weights: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     since: int = 0
+    """the step of the last line"""
+    started: float = field(default_factory=time.perf_counter)
+    """when the last line was written"""
 
     def add(self, loss: Loss) -> None:
-        """Add one micro-batch's terms; of the state the last one stands."""
+        """Add one micro-batch's terms; of each value of the state the last one stands."""
         for name, term in loss.terms.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
-        self.state = {name: value.detach() for name, value in loss.state.items()}
-        self.weights = dict(loss.weights)
+        self.state |= {name: value.detach() for name, value in loss.state.items()}
+        self.weights |= loss.weights
 
     def drain(self, step: int, world_size: int) -> dict[str, dict[str, float]]:
         """Means per optimizer step since the last call, over all processes; then start anew."""
         steps = max(1, step - self.since)
-        values = torch.stack([*self.terms.values(), *self.state.values()]).double()
-        if world_size > 1:
-            dist.all_reduce(values)
-            values /= world_size
-        numbers = values.tolist()
-        terms = {name: value / steps for name, value in zip(self.terms, numbers)}
-        state = dict(zip(self.state, numbers[len(self.terms) :]))
+        terms = {name: total / world_size / steps for name, (total, _) in _totals(self.terms, world_size).items()}
+        state = {name: total / holders for name, (total, holders) in _totals(self.state, world_size).items()}
         record = {"terms": terms, "state": state} | ({"gradient_share": self.shares} if self.shares else {})
-        self.terms, self.shares, self.since = {}, {}, step
+        self.terms, self.state, self.shares = {}, {}, {}
+        self.since, self.started = step, time.perf_counter()
         return record
+
+
+def _totals(values: Mapping[str, Tensor], world_size: int) -> dict[str, tuple[float, int]]:
+    """Sum of each value over the processes that have it, and how many those are: a batch may lack a term."""
+    found: list[Any] = [list(values)]
+    if world_size > 1:
+        found = [None] * world_size
+        dist.all_gather_object(found, list(values))
+    names = list(dict.fromkeys(chain(*found)))
+    if not names:
+        return {}
+    nothing = torch.zeros_like(next(iter(values.values()))) if values else torch.zeros(())
+    totals = torch.stack([values.get(name, nothing).float() for name in names])
+    if world_size > 1:
+        dist.all_reduce(totals)
+    return {
+        name: (total, sum(name in names_there for names_there in found)) for name, total in zip(names, totals.tolist())
+    }
 
 
 def _gradient_shares(loss: Loss, parameters: list[nn.Parameter]) -> dict[str, float]:

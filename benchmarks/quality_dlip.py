@@ -1,0 +1,90 @@
+"""What distillation is worth on the built-in data: teacher, plain student and distilled student over several seeds.
+
+    python benchmarks/quality_dlip.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--steps N] [--out FOLDER]
+
+The recipes are the quickstart's own, trained for longer; plain and distilled differ in the teacher alone. Everything is
+measured on scenes whose combinations of things were held out of training. The same command goes on after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+
+from harness import Claim, parser, publish
+from training_runs import Scores, line, numbers, scores, spreads, train
+
+PLAIN, DISTILLED = "dlip/quickstart_plain", "dlip/quickstart"
+KEPT = 0.95
+"""Share of the teacher's score that the distilled student is to keep"""
+SMOKE = (
+    "training.per_device_train_batch_size=8",
+    "gradient_share_steps=0",
+    'data.train=[{"source": "builtin:scenes", "split": "train", "count": 64, "vocabulary": 48}]',
+    'evaluation.data=[{"source": "builtin:scenes", "split": "test", "count": 16, "vocabulary": 48}]',
+)
+"""The whole path on next to nothing"""
+
+
+def main() -> None:
+    options = parser(__doc__, timed=False)
+    options.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    options.add_argument("--steps", type=int, default=6000, help="of each student (default 6000, about an hour a seed)")
+    options.add_argument("--out", type=Path, default=Path("runs/quality_dlip"), help="where the runs go")
+    args = options.parse_args()
+    out: Path = args.out
+    if args.smoke:
+        args.seeds, args.steps, out = 2, 4, out / "smoke"
+    overrides = [f"training.max_steps={args.steps}", "training.save_steps=500", "export=[]"]
+    overrides += SMOKE if args.smoke else ()
+
+    plain: list[Scores] = []
+    distilled: list[Scores] = []
+    for seed in range(args.seeds):
+        print(f"seed {seed}", flush=True)
+        plain.append(train(PLAIN, out / f"seed{seed}" / "plain", [*overrides, f"seed={seed}"]))
+        distilled.append(train(DISTILLED, out / f"seed{seed}" / "distilled", [*overrides, f"seed={seed}"]))
+    teacher = scores(out / "seed0" / "distilled" / "teacher")
+    models = {"teacher": [teacher], "plain": plain, "distilled": distilled}
+    publish(
+        "quality_dlip",
+        [numbers(name, seeds) for name, seeds in models.items()],
+        judge(teacher, plain, distilled),
+        args,
+        table=[line(name, seeds) for name, seeds in models.items()],
+        note=f"Mean ± standard error; each student trained for {args.steps} steps.",
+    )
+
+
+def judge(teacher: Scores, plain: Sequence[Scores], distilled: Sequence[Scores]) -> list[Claim]:
+    """For every metric: is distilled above plain by more than two standard errors, and near the teacher?"""
+    claims = []
+    for name, score in spreads(distilled).items():
+        other = spreads(plain)[name]
+        gain = score.mean - other.mean
+        errors = None
+        if score.error is not None and other.error is not None:
+            errors = sqrt(score.error**2 + other.error**2)
+        claims.append(
+            Claim(
+                name=f"{name}: distilled above plain",
+                wanted="more than 2 standard errors of the difference",
+                measured=f"{gain:+.2f}" + (", one seed" if errors is None else f", standard error {errors:.2f}"),
+                holds=errors is not None and gain > 2 * errors,
+            )
+        )
+        kept = score.mean / teacher[name] if teacher[name] else None
+        claims.append(
+            Claim(
+                name=f"{name}: share of the teacher's score",
+                wanted=f"at least {KEPT:.0%}",
+                measured="the teacher's is 0" if kept is None else f"{kept:.1%}",
+                holds=kept is not None and kept >= KEPT,
+            )
+        )
+    return claims
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""DLIP as a whole: which terms there are, what each weight computes, and where no gradient goes."""
+
+import logging
+
+import pytest
+import torch
+from tiny_models import FAMILIES, counted, make_batch, make_method, make_model
+
+from limbeck.losses.hidden import effective_rank
+from limbeck.method import Stage
+from limbeck.methods.dlip import DLIP, DLIPConfig, expand_weights
+from limbeck.methods.projection import HiddenMap
+from limbeck.models.fusion import FusionVLM
+
+OBJECTIVES = {
+    "blip": {"contrastive", "matching", "language", "answer"},
+    "albef": {"contrastive", "matching", "masked_language"},
+    "clip": {"contrastive"},
+}
+PASSES = {
+    "blip": {"image", "text", "fused", "question", "decoded", "answer"},
+    "albef": {"image", "text", "fused", "question"},
+    "clip": {"image", "text"},
+}
+
+
+def distillation_terms(family):
+    passes = PASSES[family]
+    attention = {f"attention/{name}/self" for name in passes}
+    attention |= {f"attention/{name}/cross" for name in passes - {"image", "text"}}
+    return {f"hidden/{name}" for name in passes} | attention
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_a_step_with_all_its_terms(family, teacher):
+    method = make_method(family, teacher=teacher)
+    loss = method(counted(make_batch(8)))
+    wanted = OBJECTIVES[family] | (distillation_terms(family) if teacher else set())
+    if family == "albef":
+        wanted -= {"hidden/question", "attention/question/self", "attention/question/cross"}
+    assert set(method.terms()) == set(loss.terms) == set(loss.weights) == wanted
+    assert all(term.ndim == 0 and torch.isfinite(term) for term in loss.terms.values())
+    loss.total.backward()
+    for name, parameter in method.named_parameters():
+        if name.startswith(("teacher.", "objective.")):
+            assert parameter.grad is None, name
+            assert not parameter.requires_grad, name
+    student = {name for name, p in method.student.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {name.split(".")[0] for name in student} >= {"vision", "text", "temperature"}
+
+
+def test_a_gradient_never_reaches_a_teacher_even_one_that_was_left_trainable():
+    method = make_method("blip")
+    method.teacher.requires_grad_(True)
+    method.objective.momentum.requires_grad_(True)
+    method(counted(make_batch(4))).total.backward()
+    assert all(p.grad is None for p in [*method.teacher.parameters(), *method.objective.momentum.parameters()])
+
+
+def test_a_student_of_another_family_learns_from_the_passes_that_both_have():
+    stage = Stage(name="pretrain", trainable=(), weights={})
+    method = DLIP(DLIPConfig(), make_model("clip", 0), make_model("blip", 1), [stage])
+    assert set(method.terms()) == {"contrastive"} | distillation_terms("clip")
+
+
+def test_an_unknown_term_names_the_stage_the_nearest_term_and_the_choices():
+    with pytest.raises(ValueError, match=r"stages\.0\.weights.*'languge'.*'language'.*\(.*attention/fused/cross.*hidden"):
+        make_method(weights={"languge": 1.0})
+
+
+def test_groups_expand_and_the_longer_name_wins():
+    terms = ("contrastive", "hidden/image", "hidden/text", "attention/fused/self", "attention/fused/cross")
+    weights = expand_weights({"hidden": 2.0, "attention/fused": 3.0, "attention/fused/cross": 0.5}, terms)
+    assert weights == {
+        "contrastive": 0.0,
+        "hidden/image": 2.0,
+        "hidden/text": 2.0,
+        "attention/fused/self": 3.0,
+        "attention/fused/cross": 0.5,
+    }
+    assert expand_weights({}, terms) == dict.fromkeys(terms, 1.0)
+    with pytest.raises(ValueError, match="'hid'"):
+        expand_weights({"hid": 1.0}, terms)
+
+
+def test_the_total_is_the_weighted_sum():
+    loss = make_method(weights={"contrastive": 0.5, "language": 2.0, "hidden/image": 3.0})(counted(make_batch(4)))
+    assert set(loss.terms) == {"contrastive", "language", "hidden/image"}
+    wanted = sum(loss.weights[name] * float(term) for name, term in loss.terms.items())
+    assert float(loss.total) == pytest.approx(wanted, rel=1e-6)
+
+
+def calls(monkeypatch):
+    """Count the passes that models make, by name; the teacher's too."""
+    seen = []
+    for name in ("encode_image", "encode_text", "fuse", "decode", "answer"):
+        original = getattr(FusionVLM, name)
+
+        def spy(self, *args, _name=name, _original=original, **values):
+            seen.append(_name)
+            return _original(self, *args, **values)
+
+        monkeypatch.setattr(FusionVLM, name, spy)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("weights", "passes"),
+    [
+        ({"language": 1.0, "contrastive": 0.0, "hidden": 0.0}, ["decode", "encode_image"]),
+        ({"hidden/image": 1.0}, ["encode_image", "encode_image"]),
+        ({"answer": 1.0}, ["answer", "encode_image", "fuse"]),
+        ({"attention/decoded": 1.0}, ["decode", "decode", "encode_image", "encode_image"]),
+    ],
+)
+def test_what_has_no_weight_is_not_computed(monkeypatch, weights, passes):
+    method = make_method(weights=weights)
+    seen = calls(monkeypatch)
+    loss = method(counted(make_batch(4)))
+    assert sorted(seen) == passes
+    assert all(loss.weights.values())
+
+
+def test_a_batch_without_questions_has_no_answer_terms():
+    batch = make_batch(4)
+    for name in ("question_ids", "question_mask", "question_image"):
+        batch.pop(name)
+    for name in ("answer_ids", "answer_mask", "answer_question", "answer_weight"):
+        batch.pop(name)
+    loss = make_method()(counted(batch))
+    assert {"language", "hidden/decoded"} <= set(loss.terms)
+    assert not {name for name in loss.terms if "answer" in name or "question" in name}
+
+
+def test_a_teacher_like_the_student_leaves_nothing_to_learn():
+    stage = Stage(name="pretrain", trainable=(), weights={"hidden": 1.0, "attention": 1.0})
+    method = DLIP(DLIPConfig(), make_model("blip", 3), make_model("blip", 3), [stage])
+    with torch.no_grad():
+        for projection in method.projections.values():
+            projection.student.weight.copy_(torch.eye(32))
+    method.train()
+    method.begin_stage(stage, 10)
+    method.begin_step(0)
+    loss = method(counted(make_batch(6)))
+    assert set(loss.terms) == distillation_terms("blip")
+    for name, term in loss.terms.items():
+        assert abs(float(term)) < 2e-6, name
+
+
+def test_hard_negatives_reach_the_teacher_only_where_asked(monkeypatch):
+    weights = {"matching": 1.0, "hidden/fused": 1.0}
+    rows = {}
+    for wanted in (False, True):
+        method = make_method(weights=weights, kd_negatives=wanted)
+        original = method.teacher.fuse
+
+        def spy(memory, ids, mask, _original=original, _wanted=wanted, **values):
+            rows[_wanted] = len(ids)
+            return _original(memory, ids, mask, **values)
+
+        monkeypatch.setattr(method.teacher, "fuse", spy)
+        method(counted(make_batch(4)))
+    assert rows == {False: 4, True: 12}
+
+
+def test_negatives_for_the_teacher_must_be_of_this_process():
+    with pytest.raises(ValueError, match=r"kd_negatives.*negatives: rank"):
+        DLIPConfig.model_validate({"kd_negatives": True, "vlp": {"contrastive": {"negatives": "all"}}})
+
+
+@pytest.mark.parametrize("kind", ["student", "paper_frozen", "paper"])
+def test_hidden_maps_bring_both_to_one_width(kind):
+    torch.manual_seed(0)
+    mapping = HiddenMap(32, 48, kind)
+    teacher, student = torch.randn(2, 5, 48), torch.randn(2, 5, 32)
+    taught, learned = mapping(teacher, student)
+    learnt = {name for name, p in mapping.named_parameters() if p.requires_grad}
+    if kind == "student":
+        assert torch.equal(taught, teacher)
+        assert learned.shape == teacher.shape
+        assert learnt == {"student.weight"}
+    elif kind == "paper_frozen":
+        assert torch.allclose(mapping.fixed @ mapping.fixed.T, torch.eye(32), atol=1e-5)
+        assert torch.allclose(taught, teacher @ mapping.fixed.T)
+        assert learnt == {"student.weight"}
+    else:
+        assert taught.shape == learned.shape == student.shape
+        assert learnt == {"student.weight", "teacher.weight"}
+
+
+def test_both_maps_learnt_log_their_rank_and_warn_when_it_falls(caplog):
+    method = make_method(weights={"hidden/image": 1.0}, hidden={"hr_map": "paper"})
+    state = method(counted(make_batch(8))).state
+    assert state["effective_rank/image"] > 8
+    assert not caplog.records
+    with torch.no_grad():
+        method.projections["img"].teacher.weight[2:] = 0
+    with caplog.at_level(logging.WARNING):
+        state = method(counted(make_batch(8))).state
+    assert state["effective_rank/image"] < 2.5
+    assert "hidden/image" in caplog.text
+    method.begin_step(1)
+    assert "effective_rank/image" not in method(counted(make_batch(8))).state
+
+
+def test_effective_rank_counts_directions():
+    torch.manual_seed(0)
+    assert float(effective_rank(torch.randn(4000, 3) @ torch.eye(3, 10))) == pytest.approx(3, abs=0.01)
+
+
+def test_unequal_heads_are_left_out_of_the_image_tower_by_skip_vision():
+    terms = make_method(attention={"head_map": "skip_vision", "sites": ["img"]}).terms()
+    assert not [name for name in terms if name.startswith("attention")]
+
+
+@pytest.mark.parametrize("head_map", ["group_mean", "mean", "relation"])
+def test_every_head_map_takes_unequal_heads(head_map):
+    loss = make_method(weights={"attention": 1.0}, attention={"head_map": head_map})(counted(make_batch(4)))
+    assert all(float(term.detach()) > 0 for term in loss.terms.values())
+
+
+def test_a_bfloat16_teacher_teaches_a_float32_student():
+    method = make_method()
+    reference = method(counted(make_batch(4))).terms
+    method.teacher.to(torch.bfloat16)
+    terms = method(counted(make_batch(4))).terms
+    for name in ("hidden/image", "hidden/decoded", "hidden/answer"):
+        assert terms[name].dtype == torch.float32
+        assert float(terms[name]) == pytest.approx(float(reference[name]), rel=0.02)
