@@ -13,35 +13,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 
 from harness import Claim, parser, publish
 from quality_dlip import DISTILLED, SMOKE
-from training_runs import Scores, gain, line, numbers, train
+from training_runs import Scores, gain, lasting, line, numbers, train
 
-VLP = {"contrastive": 1.0, "matching": 1.0, "language": 1.0, "answer": 1.0}
-FUSED = {"hidden/fused": 1.0, "hidden/question": 1.0}
-DECODED = {"hidden/decoded": 1.0, "hidden/answer": 1.0}
-PASSES = ("image", "text", "fused", "decoded", "question", "answer")
-SELF = {f"attention/{name}/self": 1.0 for name in PASSES}
-CROSS = {f"attention/{name}/cross": 1.0 for name in PASSES[2:]}
+from limbeck.methods.dlip import expand_weights
+from limbeck.methods.passes import FAMILY_PASSES
 
-WEIGHTS: dict[str, dict[str, float]] = {
+VLP = ("contrastive", "matching", "language", "answer")
+TERMS = (
+    *VLP,
+    *(f"hidden/{name}" for name in FAMILY_PASSES["blip"]),
+    *("attention/image/self", "attention/text/self"),
+    *(f"attention/{name}/{kind}" for name in FAMILY_PASSES["blip"][2:] for kind in ("self", "cross")),
+)
+"""Every loss term of a BLIP that is distilled"""
+
+RUNS: dict[str, tuple[str, ...]] = {
     "none": VLP,
-    "img": {**VLP, "hidden/image": 1.0},
-    "text": {**VLP, "hidden/text": 1.0},
-    "img + text": {**VLP, "hidden/image": 1.0, "hidden/text": 1.0},
-    "vl_e": {**VLP, **FUSED},
-    "vl_d": {**VLP, **DECODED},
-    "hidden": {**VLP, "hidden": 1.0},
-    "self": {**VLP, **SELF},
-    "cross": {**VLP, **CROSS},
-    "attention": {**VLP, "attention": 1.0},
-    "without VLP": {"hidden": 1.0, "attention": 1.0},
-    "all": {**VLP, "hidden": 1.0, "attention": 1.0},
+    "img": (*VLP, "hidden/image"),
+    "text": (*VLP, "hidden/text"),
+    "img + text": (*VLP, "hidden/image", "hidden/text"),
+    "vl_e": (*VLP, "hidden/fused", "hidden/question"),
+    "vl_d": (*VLP, "hidden/decoded", "hidden/answer"),
+    "hidden": (*VLP, "hidden/*"),
+    "self": (*VLP, "attention/*/self"),
+    "cross": (*VLP, "attention/*/cross"),
+    "attention": (*VLP, "attention/*"),
+    "without VLP": ("hidden/*", "attention/*"),
+    "all": ("*",),
 }
-"""Weights by loss term or group of each run"""
+"""Globs over the loss terms that each run keeps, with the recipe's own weights"""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "Table 3: hidden states": ("none", "img", "text", "img + text", "vl_e", "vl_d", "hidden"),
@@ -72,21 +78,22 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/ablation_dlip"), help="where the runs go")
     args = options.parse_args()
     out: Path = args.out
-    names = tuple(WEIGHTS)
+    names = tuple(RUNS)
     if args.smoke:
         args.seeds, args.steps, out, names = 2, 2, out / "smoke", ("none", "hidden", "attention", "all")
-    overrides = [f"training.max_steps={args.steps}", "training.save_steps=500", "export=[]", "gradient_share_steps=0"]
-    overrides += SMOKE if args.smoke else ()
+    overrides = ["training.save_steps=500", "export=[]", "gradient_share_steps=0", *(SMOKE if args.smoke else ())]
 
     found: dict[str, list[Scores]] = {name: [] for name in names}
     teacher: Path | None = None
     for seed, name in product(range(args.seeds), names):
         print(f"seed {seed}, {name}", flush=True)
         folder = out / f"seed{seed}" / name.replace(" ", "_")
-        stages = json.dumps([{"name": "pretrain", "weights": WEIGHTS[name]}])
-        result = train(DISTILLED, folder, [*overrides, f"seed={seed}", f"stages={stages}"], teacher=teacher)
+        stages = lasting(DISTILLED, args.steps, 8 if args.smoke else None)
+        for stage in stages:
+            stage["weights"] = kept(stage["weights"], RUNS[name])
+        changes = [*overrides, f"seed={seed}", f"stages={json.dumps(stages)}"]
+        found[name].append(train(DISTILLED, folder, changes, teacher=teacher))
         teacher = teacher or folder / "teacher"
-        found[name].append(result)
     places = [(table, name) for table, runs in TABLES.items() for name in runs if name in found]
     publish(
         "ablation_dlip",
@@ -96,6 +103,15 @@ def main() -> None:
         table=[{"table": table, **line(name, found[name], METRICS)} for table, name in places],
         note=f"Mean ± standard error; each student trained for {args.steps} steps.",
     )
+
+
+def kept(weights: Mapping[str, float], globs: Sequence[str]) -> dict[str, float]:
+    """A stage's weights by loss term, of the terms that a glob names."""
+    return {
+        term: weight
+        for term, weight in expand_weights(weights, TERMS).items()
+        if weight and any(fnmatchcase(term, glob) for glob in globs)
+    }
 
 
 def judge(found: Mapping[str, Sequence[Scores]]) -> list[Claim]:

@@ -8,18 +8,19 @@ measured on scenes whose combinations of things were held out of training. The s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import product
 from math import sqrt
 from pathlib import Path
 
 from harness import Claim, parser, publish
-from training_runs import Scores, line, numbers, scores, spreads, train
+from training_runs import Scores, lasting, line, numbers, scores, spreads, train
 
 PLAIN, DISTILLED = "dlip/quickstart_plain", "dlip/quickstart"
 KEPT = 0.95
 """Share of the teacher's score that the distilled student is to keep"""
 SMOKE = (
-    "training.per_device_train_batch_size=8",
     "gradient_share_steps=0",
     'data.train=[{"source": "builtin:scenes", "split": "train", "count": 64, "vocabulary": 48}]',
     'evaluation.data=[{"source": "builtin:scenes", "split": "test", "count": 16, "vocabulary": 48}]',
@@ -36,16 +37,16 @@ def main() -> None:
     out: Path = args.out
     if args.smoke:
         args.seeds, args.steps, out = 2, 4, out / "smoke"
-    overrides = [f"training.max_steps={args.steps}", "training.save_steps=500", "export=[]"]
-    overrides += SMOKE if args.smoke else ()
+    overrides = ["training.save_steps=500", "export=[]", *(SMOKE if args.smoke else ())]
 
-    plain: list[Scores] = []
-    distilled: list[Scores] = []
-    for seed in range(args.seeds):
-        print(f"seed {seed}", flush=True)
-        plain.append(train(PLAIN, out / f"seed{seed}" / "plain", [*overrides, f"seed={seed}"]))
-        distilled.append(train(DISTILLED, out / f"seed{seed}" / "distilled", [*overrides, f"seed={seed}"]))
-    teacher = scores(out / "seed0" / "distilled" / "teacher")
+    found: dict[str, list[Scores]] = {PLAIN: [], DISTILLED: []}
+    for seed, recipe in product(range(args.seeds), found):
+        print(f"seed {seed}, {recipe}", flush=True)
+        stages = json.dumps(lasting(recipe, args.steps, 8 if args.smoke else None))
+        folder = out / f"seed{seed}" / Path(recipe).name
+        found[recipe].append(train(recipe, folder, [*overrides, f"seed={seed}", f"stages={stages}"]))
+    plain, distilled = found[PLAIN], found[DISTILLED]
+    teacher = scores(out / "seed0" / Path(DISTILLED).name / "teacher")
     models = {"teacher": [teacher], "plain": plain, "distilled": distilled}
     publish(
         "quality_dlip",

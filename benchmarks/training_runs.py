@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness import Claim
 from scipy import stats
@@ -58,6 +58,26 @@ def train(recipe: str, folder: Path, overrides: Sequence[str] = (), *, teacher: 
     return scores(folder)
 
 
+def lasting(recipe: str, steps: int, batch_size: int | None = None) -> list[dict[str, Any]]:
+    """A recipe's stages with `steps` optimizer steps in all, each stage keeping its share and at least one.
+
+    `batch_size` replaces every stage's own. Raises ValueError where a stage does not say how many steps it has.
+    """
+    settings = load_recipe(recipe)
+    own = [{**settings.training, **stage.training}.get("max_steps") for stage in settings.stages]
+    known = [count for count in own if count]
+    if len(known) < len(own):
+        raise ValueError(f"{recipe}: every stage must have training.max_steps to be made longer, found {own}")
+    stages = []
+    for stage, count in zip(settings.stages, known, strict=True):
+        values = stage.model_dump()
+        values["training"]["max_steps"] = max(1, round(steps * count / sum(known)))
+        if batch_size is not None:
+            values["training"]["per_device_train_batch_size"] = batch_size
+        stages.append(values)
+    return stages
+
+
 def scores(folder: Path) -> Scores:
     """What the evaluation in `folder` says, metric by metric; tasks that did not run are left out."""
     summary = json.loads((folder / "evaluation" / "summary.json").read_text())
@@ -88,7 +108,7 @@ def confidence(differences: Sequence[float]) -> float | None:
 
 
 def gain(name: str, ours: Sequence[Scores], theirs: Sequence[Scores], metric: str) -> Claim:
-    """The claim that runs are better than others by one metric: mean of the seeds' differences, how sure its sign is."""
+    """The claim that runs beat others by one metric: mean of the seeds' differences, and how sure its sign is."""
     differences = [own[metric] - other[metric] for own, other in zip(ours, theirs, strict=True)]
     sure = confidence(differences)
     certainty = "one seed" if sure is None else f"confidence {sure:.0%}"

@@ -63,7 +63,7 @@ class UsualStep(nn.Module):
         return self
 
     def forward(self, batch: Batch, negatives: tuple[list[int], list[int]] | None = None) -> dict[str, Tensor]:
-        """Every loss term of DLIP's Eq. 6. `negatives`: wrong pictures for the texts and wrong texts for the pictures."""
+        """Every loss term of DLIP's Eq. 6. `negatives`: wrong pictures for texts, wrong texts for pictures."""
         student, pixels = self.student, batch["pixel_values"]
         ids, mask = padded(batch)
         with torch.no_grad():

@@ -87,8 +87,8 @@ def test_groups_expand_and_the_longer_name_wins():
 def test_the_total_is_the_weighted_sum():
     loss = make_method(weights={"contrastive": 0.5, "language": 2.0, "hidden/image": 3.0})(counted(make_batch(4)))
     assert set(loss.terms) == {"contrastive", "language", "hidden/image"}
-    wanted = sum(loss.weights[name] * float(term) for name, term in loss.terms.items())
-    assert float(loss.total) == pytest.approx(wanted, rel=1e-6)
+    wanted = sum(loss.weights[name] * term.item() for name, term in loss.terms.items())
+    assert loss.total.item() == pytest.approx(wanted, rel=1e-6)
 
 
 def calls(monkeypatch):
@@ -210,7 +210,7 @@ def test_effective_rank_counts_directions():
 
 
 def test_unequal_heads_are_left_out_of_the_image_tower_by_skip_vision():
-    terms = make_method(attention={"head_map": "skip_vision", "sites": ["img"]}).terms()
+    terms = make_method(attention={"head_map": "skip_vision", "sites": ("img",)}).terms()
     assert not [name for name in terms if name.startswith("attention")]
 
 

@@ -104,20 +104,19 @@ def make_method(
     *,
     teacher: bool = True,
     weights: Mapping[str, float] | None = None,
-    begin: bool = True,
+    vlp: Mapping[str, object] | None = None,
     **config: object,
 ) -> DLIP:
     """A method in its first step, ready for `forward`; the teacher is wider and has more heads."""
     student = make_model(family, seed=0)
     other = make_model(family, seed=1, width=48, heads=4) if teacher else None
-    vlp = {"contrastive": {"queue_size": 12}, "mask_token_id": MASK, **config.pop("vlp", {})}  # type: ignore[dict-item]
+    objective = {"contrastive": {"queue_size": 12}, "mask_token_id": MASK, **(vlp or {})}
     torch.manual_seed(2)
     stage = Stage(name="pretrain", trainable=(), weights=weights or {})
-    method = DLIP(DLIPConfig.model_validate({"vlp": vlp, **config}), student, other, [stage])
+    method = DLIP(DLIPConfig.model_validate({"vlp": objective, **config}), student, other, [stage])
     method.train()
-    if begin:
-        method.begin_stage(stage, steps_per_epoch=10)
-        method.begin_step(0)
+    method.begin_stage(stage, steps_per_epoch=10)
+    method.begin_step(0)
     return method
 
 

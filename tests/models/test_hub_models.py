@@ -30,7 +30,9 @@ def test_without_a_network_the_name_and_the_way_out_are_said(monkeypatch):
         raise LocalEntryNotFoundError("no connection\nand much more")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"someone/blip: no such .* \(no connection\).*hf download someone/blip"):
+    with pytest.raises(
+        FileNotFoundError, match=r"someone/blip: no such .* \(no connection\).*hf download someone/blip"
+    ):
         load_model("someone/blip")
 
 

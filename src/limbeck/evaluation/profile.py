@@ -2,7 +2,8 @@
 
 DLIP's Table 1 counts as `thop` does: parameters of layers (class token and positions of the image tower left out), and
 multiply-accumulates of Linear, Conv and LayerNorm (4 per normalised value) without the products inside attention. The
-other count given is of every matrix product, those inside attention among them, and of nothing else. Counts come from a pass on the meta device, so they cost no memory.
+other count given is of every matrix product, those inside attention among them, and of nothing else. Counts come from a
+pass on the meta device, so they cost no memory.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ POSITIONS = ("class_token", "positions", "class_embedding")
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What one picture and one text cost; latency and memory are of `batch_size` of each."""
+    """What `batch_size` pictures and as many texts cost."""
 
     parameters: int
     parameters_without_positions: int
     """Table 1's convention"""
     parameters_by_tower: dict[str, int]
-    """of image, text (fusion included), decoder and answer (what these have of their own), heads; Table 1's convention"""
+    """of image, text with fusion, heads, and what decoder and answer decoder have of their own; Table 1's convention"""
     macs: int
-    """of image, text and fusion pass for one pair, in Table 1's convention"""
+    """of image, text and fusion pass, in Table 1's convention"""
     macs_with_attention: int
     """of matrix products alone, those inside attention among them"""
     macs_by_tower: dict[str, int]
@@ -80,15 +81,11 @@ def profile(
     length = min(text_length, model.config.text.max_positions)
     with torch.device("meta"):
         shadow = build_model(model.config).eval()
-    macs, macs_with_attention, live = {}, {}, 0
-    with Count() as count, torch.no_grad():
-        for name, run in _passes(shadow, 1, length, size):
+    macs, macs_with_attention = {}, {}
+    with Count(shadow) as count, torch.no_grad():
+        for name, run in _passes(shadow, batch_size, length, size):
             run()
             macs[name], macs_with_attention[name] = count.take()
-    with Count() as count, torch.no_grad():
-        for _, run in _passes(shadow, batch_size, length, size):
-            run()
-        live = count.peak_bytes
     first = next(model.parameters())
     by_tower: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -109,7 +106,7 @@ def profile(
         macs_by_tower=macs,
         macs_with_attention_by_tower=macs_with_attention,
         latency_ms=latency,
-        peak_memory_mib=(weights * first.element_size() + live * first.element_size() / 4) / MIB,
+        peak_memory_mib=(weights * first.element_size() + count.peak_bytes * first.element_size() / 4) / MIB,
         batch_size=batch_size,
         text_length=length,
         image_size=size,
@@ -138,17 +135,17 @@ def scale_table(*, repeats: int = 10) -> list[dict[str, Any]]:
 
 
 class Count(TorchFunctionMode):
-    """While open, counts multiply-accumulates on the meta device, and the bytes of tensors that are alive.
+    """While open, counts multiply-accumulates on the meta device, and the bytes alive beside the model's weights.
 
     Attention is counted and answered here: on the meta device it would form its map, which no device does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.products = 0
         self.norms = 0
         self.attention = 0
-        self._live = LiveBytes()
+        self._live = LiveBytes(model)
 
     @property
     def peak_bytes(self) -> int:
@@ -188,11 +185,11 @@ class Count(TorchFunctionMode):
 class LiveBytes(TorchDispatchMode):
     """While open, follows the storages that operations make: how many bytes are alive, and the most at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._known: set[int] = set()
+        self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -276,7 +273,7 @@ def _row(name: str, build: Callable[[], nn.Module], example: Tensor, repeats: in
     """One tower's row of the scale table."""
     with torch.device("meta"):
         shadow = build().eval()
-        with Count() as count, torch.no_grad():
+        with Count(shadow) as count, torch.no_grad():
             shadow(torch.empty_like(example, device="meta"))
     macs, with_attention = count.take()
     tower = build().eval()

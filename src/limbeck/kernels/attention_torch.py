@@ -32,10 +32,11 @@ def divergence(
     student_group, teacher_group = heads // groups, teacher.query.shape[1] // groups
     if mask is not None:
         mask = mask.expand(batch, 1, queries, keys)
-    total = torch.zeros((), dtype=dtype, device=weight.device)
     to_query = torch.empty(student.query.shape if gradient else 0, dtype=dtype, device=weight.device)
     to_key = torch.empty(student.key.shape if gradient else 0, dtype=dtype, device=weight.device)
-    for pictures, group, rows in _blocks(batch, groups, queries, student_group * keys, weight.device.type):
+
+    def compare(pictures: slice, group: slice, rows: slice) -> Tensor:
+        """One block's share of the sum; its gradients are written. The block's memory ends with this call."""
         own = slice(group.start * student_group, group.stop * student_group)
         other = slice(group.start * teacher_group, group.stop * teacher_group)
         query, key = _heads(student.query[pictures, own, rows]), _heads(student.key[pictures, own])
@@ -51,11 +52,15 @@ def divergence(
             divergences, to_logits = _group_means(
                 logits.unflatten(1, (-1, student_group)), target.unflatten(1, (-1, teacher_group))
             )
-        total += (divergences * row_weight).sum()
         if gradient:
             to_logits = to_logits.mul_(row_weight[..., None] * student.scale).flatten(0, 1)
             to_query[pictures, own, rows].flatten(0, 1).baddbmm_(to_logits, key, beta=0)
             to_key[pictures, own].flatten(0, 1).baddbmm_(to_logits.mT, query, beta=int(rows.start > 0))
+        return (divergences * row_weight).sum()
+
+    total = torch.zeros((), dtype=dtype, device=weight.device)
+    for block in _blocks(batch, groups, queries, student_group * keys, weight.device.type):
+        total += compare(*block)
     gradients = (to_query.to(student.query.dtype), to_key.to(student.key.dtype)) if gradient else ()
     return total, gradients
 

@@ -59,7 +59,8 @@ def export(
 
     transformers puts `[DEC]` before a caption by itself. The processor of `vqa` begins a question with `[ENC]`, as this
     model wants it; that of `retrieval` begins with `[CLS]`, which is right for similarities, and matching scores want
-    `[ENC]` put there.
+    `[ENC]` put there. BlipForQuestionAnswering lets an answer look at the padding of its question (its cross-attention
+    never gets the mask): ask it questions of one length at a time.
 
     Raises ValueError where transformers' class cannot be this model: the message says why.
     """
@@ -109,7 +110,7 @@ def _blip(model: FusionVLM, task: Task) -> PreTrainedModel:
     if task == "vqa":
         if config.vision.width != config.text.width:
             raise ValueError(
-                "transformers' BlipForQuestionAnswering gives all cross-attentions the width of the image tower, but an "
+                "transformers' BlipForQuestionAnswering gives all cross-attentions the image tower's width, but an "
                 f"answer looks at its question; vision.width is {config.vision.width}, text.width {config.text.width}"
             )
         state |= _text(model.answerer(), "decoder", "text_decoder.bert.", "text_decoder.cls.")
@@ -183,9 +184,7 @@ def _text(tower: TextTransformer | None, role: Role, prefix: str, head: str | No
 
 def _clip(model: DualEncoder) -> CLIPModel:
     if model.config.text.sep_token_id == 2:
-        raise ValueError(
-            "transformers' CLIPModel takes eos_token_id 2 for an old config's: sep_token_id must differ"
-        )
+        raise ValueError("transformers' CLIPModel takes eos_token_id 2 for an old config's: sep_token_id must differ")
     theirs = CLIPModel(clip_config(model.config))
     parts = {ours: theirs for theirs, ours in CLIP_PARTS.items()}
     state = {"logit_scale": -model.temperature.detach().log()}
