@@ -23,7 +23,8 @@ KEPT = 0.95
 SMOKE = (
     "gradient_share_steps=0",
     'data.train=[{"source": "builtin:scenes", "split": "train", "count": 64, "vocabulary": 48}]',
-    'evaluation.data=[{"source": "builtin:scenes", "split": "test", "count": 16, "vocabulary": 48}]',
+    'evaluation.data=[{"source": "builtin:scenes", "split": "test", "count": 12, "vocabulary": 48}]',
+    "evaluation.retrieval.k_test=4",
 )
 """The whole path on next to nothing"""
 

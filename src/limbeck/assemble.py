@@ -20,6 +20,7 @@ from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.fusion import FusionConfig
+from limbeck.models.inherit import inherit_tower, load_tower
 from limbeck.models.load import load_model
 from limbeck.models.med import TextConfig
 from limbeck.models.refit import refit

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from limbeck.assemble import build_student, open_data, open_tokenizer
+from limbeck.assemble import build_student, open_data, open_tokenizer, shipped
 from limbeck.evaluation.profile import profile
 from limbeck.methods.passes import Model
 from limbeck.models.load import load_model
@@ -56,7 +56,7 @@ def print_scales(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _model(name: str) -> Model:
-    folder = Path(name)
+    folder = Path(shipped(name))
     if folder.is_dir():
         return load_model(folder / "student" if (folder / "student").is_dir() else folder).eval()
     recipe = load_recipe(str(find_recipe(name)))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,6 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from transformers import TrainingArguments
 
 from limbeck.config import Section
@@ -202,8 +205,8 @@ def find_recipe(name: str) -> Path:
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     if (SHIPPED / f"{short}.yaml").is_file():
         return SHIPPED / f"{short}.yaml"
-    near = get_close_matches(short, shipped_recipes(), n=1, cutoff=0.3) or shipped_recipes()[:1]
-    raise RecipeError(f"{name}: no such file and no shipped recipe; the nearest shipped one is {near[0]!r}")
+    hint = _nearest(short, shipped_recipes()) or "; `limbeck recipe list` shows those that ship"
+    raise RecipeError(f"{name}: no such file and no shipped recipe{hint}")
 
 
 def shipped_recipes() -> list[str]:
@@ -216,17 +219,18 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
-    keys = [key.value for key, _ in node.value]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+    seen = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+        seen.add(key.value)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
 
@@ -237,7 +241,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{seen[-1]}: base: there is no file {path}")
     try:
-        values = yaml.load(path.read_text(), Loader=_StrictLoader)
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -299,47 +304,84 @@ def _check_training(where: str, settings: Mapping[str, Any]) -> None:
         if name in ("output_dir", "seed"):
             raise ValueError(f"{where}.{name}: limbeck sets it from the recipe's `{name.partition('_')[0]}`")
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise ValueError(
-                f"{where}.{name}: TrainingArguments has no such setting"
-                + (f"; the nearest is {near[0]!r}" if near else "")
-            )
+            raise ValueError(f"{where}.{name}: TrainingArguments has no such setting{_nearest(name, known)}")
         try:
             TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
         except ValidationError as error:
             raise ValueError(f"{where}.{name}: {error.errors()[0]['msg']} (found {value!r})") from None
+        choices = [member.value for kind in _enums(types[name]) for member in kind]
+        if choices and value not in choices:
+            raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{_nearest(value, choices)}")
+
+
+def _enums(annotation: Any) -> list[type[Enum]]:
+    return [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Enum)]
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per mistake: key path, what was found, what would be right."""
-    lines = []
-    for mistake in error.errors():
-        path = ".".join(str(part) for part in mistake["loc"])
-        if mistake["type"] == "extra_forbidden":
+    mistakes = error.errors()
+    inner = {mistake["loc"][:depth] for mistake in mistakes for depth in range(len(mistake["loc"]))}
+    return [_line(mistake, model) for mistake in mistakes if mistake["loc"] not in inner]
+
+
+def _line(mistake: ErrorDetails, model: type[BaseModel]) -> str:
+    path, context = _path(model, mistake["loc"]), mistake.get("ctx", {})
+    found = f" (found {mistake['input']!r})"
+    match mistake["type"]:
+        case "extra_forbidden":
             choices = _keys_at(model, mistake["loc"][:-1])
-            near = get_close_matches(str(mistake["loc"][-1]), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            lines.append(f"{path}: unknown key{hint} (valid here: {', '.join(sorted(choices))})")
-        elif mistake["type"] == "missing":
-            lines.append(f"{path}: missing")
-        else:
+            hint = _nearest(str(mistake["loc"][-1]), choices)
+            return f"{path}: unknown key{hint} (valid here: {', '.join(choices)})"
+        case "missing":
+            return f"{path}: missing"
+        case "union_tag_invalid":
+            choices = context["expected_tags"].replace("'", "").split(", ")
+            key = context["discriminator"].strip("'")
+            hint = _nearest(context["tag"], choices)
+            return f"{path}.{key}: {context['tag']!r} is none of {', '.join(choices)}{hint}"
+        case "union_tag_not_found":
+            return f"{path}.{context['discriminator'].strip(chr(39))}: missing{found}"
+        case "literal_error":
+            choices = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+            return f"{path}: wanted {context['expected']}{found}{_nearest(str(mistake['input']), choices)}"
+        case "value_error":
             message = mistake["msg"].removeprefix("Value error, ")
-            found = "" if mistake["type"] == "value_error" else f" (found {mistake['input']!r})"
-            lines.append(f"{path}: {message}{found}" if path else message)
-    return lines
+            return f"{path}: {message}" if path else message
+    return f"{path}: {mistake['msg']}{found}"
 
 
-def _keys_at(model: Any, loc: Sequence[int | str]) -> list[str]:
+def _nearest(found: str, choices: Iterable[str]) -> str:
+    near = get_close_matches(found, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _path(model: type[BaseModel], loc: Sequence[int | str]) -> str:
+    """The key path of a mistake; pydantic also names the kind of a source or tokenizer, which is no key."""
+    keys: list[int | str] = []
+    sections: list[type[BaseModel]] = [model]
+    for part in loc[:-1]:
+        sections, is_key = _enter(sections, part)
+        keys += [part] if is_key else []
+    return ".".join(str(part) for part in [*keys, *loc[-1:]])
+
+
+def _keys_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     """The keys that the section at `loc` of a recipe may have."""
-    sections = [model]
+    sections: list[type[BaseModel]] = [model]
     for part in loc:
-        following = []
-        for section in sections:
-            if isinstance(part, str) and part in section.model_fields:
-                following += _sections(section.model_fields[part].annotation)
-        tagged = [section for section in sections if part in _tags(section)]
-        sections = following or tagged or sections
+        sections, _ = _enter(sections, part)
     return sorted({name for section in sections for name in section.model_fields})
+
+
+def _enter(sections: list[type[BaseModel]], part: int | str) -> tuple[list[type[BaseModel]], bool]:
+    """The sections that one part of a location leads to, and whether it is a key of the recipe."""
+    keyed = [section for section in sections if isinstance(part, str) and part in section.model_fields]
+    if keyed:
+        inner = [found for section in keyed for found in _sections(section.model_fields[str(part)].annotation)]
+        return inner or sections, True
+    tagged = [section for section in sections if part in _tags(section)]
+    return (tagged, False) if tagged else (sections, True)
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

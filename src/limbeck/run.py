@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe) -> Path:
     _check_training(folder, recipe)
     root = Path(recipe.data.root)
     load_tasks(recipe.evaluation, root)
-    _claim(folder, recipe)
+    _refuse_another_recipe(folder, recipe)
     source = open_data(recipe)
     student_folder = folder / "student"
     torch.manual_seed(recipe.seed)
@@ -155,20 +155,17 @@ def _check_training(folder: Path, recipe: Recipe) -> None:
             raise RecipeError(f"{where}: {error}") from None
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe, or make sure that the folder belongs to this very one."""
-    values = json.loads(recipe.model_dump_json())
+def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
+    """Make sure that a run folder that is there already belongs to this very recipe."""
     path = folder / "recipe.yaml"
-    if path.exists():
-        other = yaml.safe_load(path.read_text())
-        changed = _differences(other, values)
-        if changed:
-            raise RecipeError(
-                f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "
-                "Give this recipe an `output` of its own, or delete that folder"
-            )
-    elif rank() == 0:
-        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    if not path.exists():
+        return
+    changed = _differences(yaml.safe_load(path.read_text()), json.loads(recipe.model_dump_json()))
+    if changed:
+        raise RecipeError(
+            f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "
+            "Give this recipe an `output` of its own, or delete that folder"
+        )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -181,7 +178,10 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _record(folder: Path, recipe: Recipe, pairs: Pairs, seconds: float | None = None) -> None:
+    """Write the resolved recipe, by which the folder is this recipe's from now on, and what it runs on."""
     if rank() == 0:
+        values = json.loads(recipe.model_dump_json())
+        write_text(folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         record_environment(folder, seed=recipe.seed, data_fingerprint=pairs.fingerprint(), seconds=seconds)
 
 

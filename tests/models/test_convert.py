@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import stir, text, vision
 from PIL import Image
+from tiny_models import stir, text, vision
 from torch import Tensor
 from transformers import (
     AutoProcessor,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import stir, text, vision
 from pydantic import ValidationError
+from tiny_models import stir, text, vision
 from torch import Tensor
 
 from limbeck.models.albef import Albef
@@ -173,6 +173,11 @@ def test_albef_fuses_from_where_its_text_layers_end(pixels: Tensor, ids: Tensor,
     torch.testing.assert_close(fused.output, model.match_head(fused.hidden[:, 0]))  # pyright: ignore
     with pytest.raises(ValueError, match="no decoder"):
         model.decode(memory, ids, mask)
+
+
+def test_special_token_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"text.enc_token_id 50 is not in a vocabulary of 50 words"):
+        FusionConfig(family="blip", vision=vision(), text=text(enc_token_id=50))
 
 
 def test_albef_without_text_layers_is_refused() -> None:

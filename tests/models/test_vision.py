@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import stir, vision
 from pydantic import ValidationError
+from tiny_models import stir, vision
 from torch import Tensor
 from torch.nn import functional
 

@@ -56,7 +56,7 @@ def train(path: Path, overrides: Sequence[str] = (), callbacks: Sequence[Trainer
 
 
 def test_accumulating_micro_batches_changes_no_gradient(write_recipe, tmp_path):
-    weights = {"language": 1.0, "answer": 1.0, "hidden": 1.0, "attention": 1.0}
+    weights = {"language": 1.0, "answer": 1.0, "hidden": 1.0, "attention": 1000.0}
     lines, found = [], []
     for name, size, steps in (("whole", 8, 1), ("halves", 4, 2), ("quarters", 2, 4)):
         changes = {
@@ -67,12 +67,12 @@ def test_accumulating_micro_batches_changes_no_gradient(write_recipe, tmp_path):
         lines.append(train(write_recipe(tmp_path / name, changes, teacher=True), callbacks=[gradients])[0])
         found.append(gradients.found)
     for line, gradients in zip(lines[1:], found[1:]):
-        assert line["terms"] == pytest.approx(lines[0]["terms"], rel=1e-5)
-        assert line["loss"] == pytest.approx(lines[0]["loss"], rel=1e-5)
+        assert line["terms"] == pytest.approx(lines[0]["terms"], rel=1e-4)
+        assert line["loss"] == pytest.approx(lines[0]["loss"], rel=1e-4)
         assert len(lines[0]["terms"]) > 12
         assert gradients.keys() == found[0].keys()
         for name, gradient in gradients.items():
-            assert torch.allclose(gradient, found[0][name], atol=1e-5, rtol=1e-4), name
+            assert (gradient - found[0][name]).abs().max() <= 1e-4 * found[0][name].abs().max() + 1e-6, name
 
 
 def test_an_epoch_may_end_with_fewer_micro_batches(write_recipe, tmp_path):

@@ -53,6 +53,11 @@ class FusionConfig(Section):
                 raise ValueError("family albef has an encoder and no decoder: leave out `encoder` and `decoder`")
             if self.text.first_fusion_layer == 0:
                 raise ValueError("family albef needs text.fusion_layers below text.layers (ALBEF: 6 of 12)")
+        if self.family == "blip":
+            for name in ("sep_token_id", "dec_token_id", "enc_token_id"):
+                token, size = self.text.model_dump()[name], self.text.vocab_size
+                if token >= size:
+                    raise ValueError(f"text.{name} {token} is not in a vocabulary of {size} words (text.vocab_size)")
         if not self.encoder and (self.heads or self.decoder == "tied"):
             raise ValueError("encoder: false goes with heads: false and a decoder that is not tied")
         if self.decoder_vision and self.decoder != "separate":

@@ -89,8 +89,8 @@ def load_tower(student: FusionVLM | DualEncoder, origin: Path | str, tower: Towe
     """Fill the student's image or text tower from a folder or Hugging Face name, in slices where that is larger.
 
     For pictures: ViT, DeiT, BlipVisionModel, or a model that `load_model` knows. For text: BERT (both self-attentions
-    start as BERT's one), or such a model. Raises ValueError naming what does not fit, FileNotFoundError where nothing is
-    there.
+    start as BERT's one), or such a model. Raises ValueError naming what does not fit, FileNotFoundError where there is
+    nothing.
     """
     folder = local_model(origin)
     kind = "salesforce" if folder.is_file() else read_model_type(folder)

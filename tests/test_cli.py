@@ -1,0 +1,54 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+BINARY = [sys.executable, "-m", "limbeck.cli"]
+
+
+def run(*arguments, code=0):
+    done = subprocess.run([*BINARY, *arguments], capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_help_names_every_command():
+    text = run("--help").stdout
+    for command in ("train", "evaluate", "profile", "report", "quickstart", "recipe"):
+        assert command in text
+
+
+def test_a_shown_recipe_is_a_recipe_again(tmp_path):
+    shown = run("recipe", "show", "dlip/quickstart", "seed=7").stdout
+    path = tmp_path / "again.yaml"
+    path.write_text(shown)
+    assert run("recipe", "show", str(path)).stdout == shown
+    assert "seed: 7" in shown
+
+
+def test_the_schema_is_json_and_knows_the_sections():
+    schema = json.loads(run("recipe", "schema").stdout)
+    assert {"student", "teacher", "data", "training"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "dlip/quickstrat"), "dlip/quickstart"),
+        (("train", "dlip/quickstart", "training.learning_rte=1"), "learning_rate"),
+        (("profile",), "--scales"),
+        (("evaluate", "nowhere", "dlip/quickstart", "--out", "x"), "nowhere"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_code_2(arguments, message, tmp_path):
+    done = subprocess.run([*BINARY, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_profiles_stand_side_by_side(tmp_path):
+    rows = json.loads(run("profile", "dlip/quickstart", "limbeck:quickstart_teacher", "--json").stdout)
+    student, teacher = rows
+    assert student["parameters"] <= 0.25 * teacher["parameters"]
