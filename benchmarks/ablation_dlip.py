@@ -80,7 +80,7 @@ def main() -> None:
     out: Path = args.out
     names = tuple(RUNS)
     if args.smoke:
-        args.seeds, args.steps, out, names = 2, 2, out / "smoke", ("none", "hidden", "attention", "all")
+        args.seeds, args.steps, out, names = 2, 2, out / "smoke", ("hidden", "attention", "all")
     overrides = ["training.save_steps=500", "export=[]", "gradient_share_steps=0", *(SMOKE if args.smoke else ())]
 
     found: dict[str, list[Scores]] = {name: [] for name in names}

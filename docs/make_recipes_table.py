@@ -1,7 +1,7 @@
 """Writes the tables of every recipe field into docs/recipes.md, from the sections' own docstrings.
 
-    python docs/make_recipes_table.py          write
-    python docs/make_recipes_table.py --check  exit code 1 where the file is out of date
+python docs/make_recipes_table.py          write
+python docs/make_recipes_table.py --check  exit code 1 where the file is out of date
 """
 
 from __future__ import annotations

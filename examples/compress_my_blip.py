@@ -2,9 +2,9 @@
 
     python examples/compress_my_blip.py [--teacher RETRIEVAL_FOLDER CAPTIONING_FOLDER] [--steps N] [--out FOLDER]
 
-No single transformers checkpoint holds a whole BLIP: the teacher is put together from a retrieval and a captioning folder,
-for example Salesforce/blip-itm-base-coco and Salesforce/blip-image-captioning-base, downloaded. Without any, a tiny one
-with random weights stands in, so that every cell runs on a laptop in a minute; it has nothing to teach.
+No single transformers checkpoint holds a whole BLIP: the teacher is put together from a retrieval and a captioning
+folder, for example Salesforce/blip-itm-base-coco and Salesforce/blip-image-captioning-base, downloaded. Without any, a
+tiny one with random weights stands in, so that every cell runs on a laptop in a minute; it has nothing to teach.
 """
 
 # %% What to compress, and how long
@@ -87,6 +87,6 @@ exported = run / "export" / "captioning"
 captioner = BlipForConditionalGeneration.from_pretrained(exported).eval()
 processor = BlipProcessor.from_pretrained(exported)
 picture = load_source(ScenesConfig(source="builtin:scenes", split="test", count=1, size=64)).examples[0].image.open()
-inputs = processor(images=picture, return_tensors="pt")
+inputs = processor.image_processor(picture, return_tensors="pt")
 written = captioner.generate(pixel_values=inputs["pixel_values"], max_new_tokens=10)
 print("caption:", processor.decode(written[0], skip_special_tokens=True))

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 
+from limbeck.data.builtin import OpenMojiConfig, load_openmoji
 from limbeck.models.load import load_model
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
@@ -64,10 +65,13 @@ for name, folder in (("teacher", teacher), ("student", student)):
     size = sum(parameter.numel() for parameter in load_model(folder / "student").parameters())
     print(f"{name}: {size:,} parameters, text found first {found['TR@1']:.1f} %, among ten {found['TR@10']:.1f} %")
 
-# %% The student in plain transformers
+# %% The student in plain transformers: which words fit the picture?
 clip = CLIPModel.from_pretrained(student / "export" / "clip").eval()
-tokenizer = AutoTokenizer.from_pretrained(student / "export" / "clip")
-words = ["a picture of a red apple", "flag of japan"]
+processor = CLIPProcessor.from_pretrained(student / "export" / "clip")
+example = load_openmoji(OpenMojiConfig(source="builtin:openmoji", split="test", size=32)).examples[0]
+words = [example.captions[1], "flag of japan"]
+pixels = processor.image_processor(example.image.open(), return_tensors="pt")["pixel_values"]
+tokens = AutoTokenizer.from_pretrained(student / "export" / "clip")(words, padding=True, return_tensors="pt")
 with torch.no_grad():
-    embedded = clip.get_text_features(**tokenizer(words, padding=True, return_tensors="pt")).pooler_output
-print(f"{len(words)} texts, embedded by transformers: {tuple(embedded.shape)}")
+    shares = clip(**tokens, pixel_values=pixels).logits_per_image.softmax(-1)[0].tolist()
+print("transformers finds", " and ".join(f"{share:.0%} {text!r}" for share, text in zip(shares, words)))

@@ -2,23 +2,26 @@
 
     python examples/evaluate_a_folder.py [--model FOLDER] [--pictures N] [--out FOLDER]
 
-FOLDER is a run folder or a model folder with its tokenizer; without one it is the quickstart's teacher, which comes with
-limbeck. Every prediction stays as a row on disk, so that metrics can be computed again without the model.
+FOLDER is a run folder or a model folder with its tokenizer; without one it is the quickstart's teacher, which comes
+with limbeck. Every prediction stays as a row on disk, so that metrics can be computed again without the model.
 """
 
 # %% What to evaluate
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from limbeck.assemble import shipped
+from limbeck.data.examples import Example
 from limbeck.data.scenes import ScenesConfig
 from limbeck.evaluation.evaluate import (
     CaptioningTask,
     EvaluationConfig,
     RetrievalTask,
+    TaskName,
     VQATask,
     evaluate,
     load_tasks,
@@ -42,7 +45,7 @@ config = EvaluationConfig(
     captioning=CaptioningTask(num_beams=1, java_metrics=False),
     vqa=VQATask(mode="generate", num_beams=1),
 )
-examples = {task: source.examples for task, source in load_tasks(config).items()}
+examples: dict[TaskName, Sequence[Example]] = {task: source.examples for task, source in load_tasks(config).items()}
 
 # %% Evaluate
 summary = evaluate(model, tokenizer, config, examples, folder=args.out, device=torch.device("cpu"))

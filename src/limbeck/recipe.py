@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from transformers import TrainingArguments
 
 from limbeck.config import Section
@@ -28,6 +25,7 @@ from limbeck.data.sources import SourceConfig
 from limbeck.data.tokenizer import BertTokenizer, TokenizerConfig
 from limbeck.data.transform import TransformConfig
 from limbeck.evaluation.evaluate import EvaluationConfig
+from limbeck.explain import explain, nearest
 from limbeck.methods.dlip import DLIPConfig
 
 SHIPPED = Path(str(files("limbeck"))) / "recipes"
@@ -194,7 +192,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise RecipeError(f"{path}:\n" + "\n".join(f"  {line}" for line in _explain(error, Recipe))) from None
+        raise RecipeError(f"{path}:\n" + "\n".join(f"  {line}" for line in explain(error, Recipe))) from None
 
 
 def find_recipe(name: str) -> Path:
@@ -205,7 +203,7 @@ def find_recipe(name: str) -> Path:
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     if (SHIPPED / f"{short}.yaml").is_file():
         return SHIPPED / f"{short}.yaml"
-    hint = _nearest(short, shipped_recipes()) or "; `limbeck recipe list` shows those that ship"
+    hint = nearest(short, shipped_recipes()) or "; `limbeck recipe list` shows those that ship"
     raise RecipeError(f"{name}: no such file and no shipped recipe{hint}")
 
 
@@ -215,7 +213,7 @@ def shipped_recipes() -> list[str]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, to which a key given twice is an error and 5e-4 is a number."""
+    """YAML's safe loader, to which a key given twice is an error, 5e-4 a number, and `no` a word (YAML 1.2)."""
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
@@ -228,6 +226,12 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_BOOL = "tag:yaml.org,2002:bool"
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
@@ -304,100 +308,15 @@ def _check_training(where: str, settings: Mapping[str, Any]) -> None:
         if name in ("output_dir", "seed"):
             raise ValueError(f"{where}.{name}: limbeck sets it from the recipe's `{name.partition('_')[0]}`")
         if name not in known:
-            raise ValueError(f"{where}.{name}: TrainingArguments has no such setting{_nearest(name, known)}")
+            raise ValueError(f"{where}.{name}: TrainingArguments has no such setting{nearest(name, known)}")
         try:
             TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
         except ValidationError as error:
             raise ValueError(f"{where}.{name}: {error.errors()[0]['msg']} (found {value!r})") from None
         choices = [member.value for kind in _enums(types[name]) for member in kind]
         if choices and value not in choices:
-            raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{_nearest(value, choices)}")
+            raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
 
 
 def _enums(annotation: Any) -> list[type[Enum]]:
     return [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Enum)]
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line per mistake: key path, what was found, what would be right."""
-    mistakes = error.errors()
-    inner = {mistake["loc"][:depth] for mistake in mistakes for depth in range(len(mistake["loc"]))}
-    return [_line(mistake, model) for mistake in mistakes if mistake["loc"] not in inner]
-
-
-def _line(mistake: ErrorDetails, model: type[BaseModel]) -> str:
-    path, context = _path(model, mistake["loc"]), mistake.get("ctx", {})
-    found = f" (found {mistake['input']!r})"
-    match mistake["type"]:
-        case "extra_forbidden":
-            choices = _keys_at(model, mistake["loc"][:-1])
-            hint = _nearest(str(mistake["loc"][-1]), choices)
-            return f"{path}: unknown key{hint} (valid here: {', '.join(choices)})"
-        case "missing":
-            return f"{path}: missing"
-        case "union_tag_invalid":
-            choices = context["expected_tags"].replace("'", "").split(", ")
-            key = context["discriminator"].strip("'")
-            hint = _nearest(context["tag"], choices)
-            return f"{path}.{key}: {context['tag']!r} is none of {', '.join(choices)}{hint}"
-        case "union_tag_not_found":
-            return f"{path}.{context['discriminator'].strip(chr(39))}: missing{found}"
-        case "literal_error":
-            choices = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-            return f"{path}: wanted {context['expected']}{found}{_nearest(str(mistake['input']), choices)}"
-        case "value_error":
-            message = mistake["msg"].removeprefix("Value error, ")
-            return f"{path}: {message}" if path else message
-    return f"{path}: {mistake['msg']}{found}"
-
-
-def _nearest(found: str, choices: Iterable[str]) -> str:
-    near = get_close_matches(found, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _path(model: type[BaseModel], loc: Sequence[int | str]) -> str:
-    """The key path of a mistake; pydantic also names the kind of a source or tokenizer, which is no key."""
-    keys: list[int | str] = []
-    sections: list[type[BaseModel]] = [model]
-    for part in loc[:-1]:
-        sections, is_key = _enter(sections, part)
-        keys += [part] if is_key else []
-    return ".".join(str(part) for part in [*keys, *loc[-1:]])
-
-
-def _keys_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    """The keys that the section at `loc` of a recipe may have."""
-    sections: list[type[BaseModel]] = [model]
-    for part in loc:
-        sections, _ = _enter(sections, part)
-    return sorted({name for section in sections for name in section.model_fields})
-
-
-def _enter(sections: list[type[BaseModel]], part: int | str) -> tuple[list[type[BaseModel]], bool]:
-    """The sections that one part of a location leads to, and whether it is a key of the recipe."""
-    keyed = [section for section in sections if isinstance(part, str) and part in section.model_fields]
-    if keyed:
-        inner = [found for section in keyed for found in _sections(section.model_fields[str(part)].annotation)]
-        return inner or sections, True
-    tagged = [section for section in sections if part in _tags(section)]
-    return (tagged, False) if tagged else (sections, True)
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The section classes within an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, UnionType, tuple, list, Annotated):
-        return [found for part in get_args(annotation) if part is not NoneType for found in _sections(part)]
-    return []
-
-
-def _tags(section: type[BaseModel]) -> set[Any]:
-    """The discriminator values of a section of a union."""
-    return {
-        value
-        for field in section.model_fields.values()
-        if get_origin(field.annotation) is Literal
-        for value in get_args(field.annotation)
-    }

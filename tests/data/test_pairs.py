@@ -132,7 +132,7 @@ def test_the_prompt_stands_before_the_caption(tokenizer):
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_broken_picture_is_left_out_and_reported(tokenizer, tmp_path, cache):
+def test_another_takes_a_broken_pictures_place_and_it_is_reported(tokenizer, tmp_path, cache):
     good, cut, text = tmp_path / "good.jpg", tmp_path / "cut.jpg", tmp_path / "text.jpg"
     Image.effect_noise((64, 64), 50).convert("RGB").save(good)
     cut.write_bytes(good.read_bytes()[:600])
@@ -140,8 +140,8 @@ def test_a_broken_picture_is_left_out_and_reported(tokenizer, tmp_path, cache):
     examples = [Example(path.name, FileImage(str(path)), ("a dog",)) for path in (good, cut, good, text)]
     pairs = Pairs(Source("s", examples), tokenizer, PLAIN, PairsConfig(cache=cache))
     batch = pairs.collate([pairs[index] for index in range(4)])
-    assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 2
-    assert batch["image_id"][0] == batch["image_id"][1], "the same picture twice"
+    assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 4, "as many rows as items"
+    assert batch["image_id"].unique().tolist() == [pairs[0].image_id], "the same picture in every row"
     assert [entry.id for entry in batch["skipped"]] == ["cut.jpg", "text.jpg"]
     assert "truncated" in batch["skipped"][0].reason.lower()
     assert str(text) in batch["skipped"][1].reason
@@ -152,7 +152,8 @@ def test_a_broken_picture_is_left_out_and_reported(tokenizer, tmp_path, cache):
 def test_questions_point_at_the_rows_that_are_left(tokenizer):
     pairs = Pairs(scenes(), tokenizer, PLAIN, PairsConfig(questions=1))
     batch = pairs.collate([pairs[0], Skipped("x", "broken"), pairs[1]])
-    assert batch["question_image"].tolist() == [0, 1]
+    assert batch["image_id"].tolist() == [pairs[index].image_id for index in (0, 0, 1)], "the first takes its place"
+    assert batch["question_image"].tolist() == [0, 1, 2]
 
 
 def test_past_the_limit_the_run_is_told_the_first_ones():

@@ -59,7 +59,7 @@ def test_blip_has_the_published_total(scale: Scale, total: float) -> None:
         found = profile(Blip(config), repeats=1)
     towers = found.parameters_by_tower
     assert round((towers["image"] + towers["text"]) / 1e6, 1) == total
-    assert round(found.parameters / 1e6, 1) == {"base": 252.5, "small": 51.7}[scale]
+    assert round(found.parameters / 1e6, 1) == {"base": 252.4, "small": 51.7}[scale]
     assert found.parameters_without_positions == sum(towers.values())
 
 

@@ -65,7 +65,7 @@ def test_a_student_of_another_family_learns_from_the_passes_that_both_have():
 
 
 def test_an_unknown_term_names_the_stage_the_nearest_term_and_the_choices():
-    with pytest.raises(ValueError, match=r"stages\.0\.weights.*'languge'.*'language'.*\(.*attention/fused/cross.*hidden"):
+    with pytest.raises(ValueError, match=r"stages\.0\.weights.*'languge'.*'language'.*\(.*fused/cross.*hidden"):
         make_method(weights={"languge": 1.0})
 
 

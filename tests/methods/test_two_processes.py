@@ -45,7 +45,7 @@ def step(case, model, method, batch):
     with torch.no_grad():
         later = model(batch).terms
     terms = {name: term.detach() for name, term in loss.terms.items()}
-    buffers = {name: value for name, value in method.objective.named_buffers()}
+    buffers = dict(method.objective.named_buffers())
     return terms, {name: term.detach() for name, term in later.items()}, found, buffers
 
 

@@ -243,7 +243,6 @@ def test_matching_takes_positives_first_and_never_the_same_picture(monkeypatch, 
         assert float(term) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_each_family_needs_no_weights_of_its_own():
-    with torch.no_grad():
-        objective = VLPObjective(VLPConfig(), make_model("clip", 0))
-    assert not list(name for name, p in objective.named_parameters() if p.requires_grad)
+def test_the_objective_learns_nothing_itself():
+    objective = VLPObjective(VLPConfig(), make_model("clip", 0))
+    assert not [name for name, p in objective.named_parameters() if p.requires_grad]

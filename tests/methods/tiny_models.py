@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.method import Stage
 from limbeck.methods.dlip import DLIP, DLIPConfig
+from limbeck.methods.passes import Model
 from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
@@ -22,7 +23,7 @@ VOCABULARY, PAD, SEP, CLS, MASK = 60, 0, 3, 2, 4
 FAMILIES = ("blip", "albef", "clip")
 
 
-def make_model(family: str, seed: int, width: int = 32, heads: int = 2, dropout: float = 0.0) -> Blip | Albef | DualEncoder:
+def make_model(family: str, seed: int, width: int = 32, heads: int = 2, dropout: float = 0.0) -> Model:
     """16 image tokens and the class token, 2 layers; weights spread widely enough that every input matters."""
     torch.manual_seed(seed)
     vision = VisionConfig(width=width, layers=2, heads=heads, image_size=32, patch_size=8)

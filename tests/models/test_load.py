@@ -177,7 +177,7 @@ def salesforce(model: FusionVLM) -> dict[str, Tensor]:
 
 
 def test_salesforce_pretraining_file_is_a_tied_model(tmp_path: Path) -> None:
-    words = text(64, heads=1, dec_token_id=48, enc_token_id=49, sep_token_id=102)
+    words = text(64, heads=1, vocab_size=110, dec_token_id=108, enc_token_id=109, sep_token_id=102)
     config = FusionConfig(family="blip", vision=vision(64, heads=1), text=words, embedding=16)
     model = stir(Blip(config))
     model.temperature.data.fill_(0.05)  # pyright: ignore

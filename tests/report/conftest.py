@@ -126,12 +126,12 @@ def write_run(folder: Path, role: str) -> RunEntry:
         [
             {
                 "id": f"{p}-{n}",
-                "picture": p,
+                "image_id": p,
                 "kind": "what",
                 "question": f"what is number {n}?",
                 "prediction": "apple" if good or n else "cat",
                 "answers": ["apple"],
-                "score": 1.0 if good or n else 0.0,
+                "accuracy": 1.0 if good or n else 0.0,
             }
             for p in IDS
             for n in range(2)

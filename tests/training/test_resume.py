@@ -76,7 +76,9 @@ def cut_short(reference: Path, folder: Path, step: int) -> tuple[Path, Path]:
 
 def test_the_run_trained_all_of_its_state(reference):
     run = reference.parent / "run"
-    first, last = (load_file(run / "stages" / "pretrain" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 8))
+    first, last = (
+        load_file(run / "stages" / "pretrain" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 8)
+    )
     for name in ("student.vision.norm.weight", "objective.momentum.text_head.weight", "objective.image_queue.features"):
         assert not torch.equal(first[name], last[name]), name
     assert [line["step"] for line in log_lines(run)] == [1, 2, *range(1, STEPS + 1)]

@@ -77,7 +77,9 @@ def test_accumulating_micro_batches_changes_no_gradient(write_recipe, tmp_path):
 
 def test_an_epoch_may_end_with_fewer_micro_batches(write_recipe, tmp_path):
     """64 pairs in micro-batches of 8, 3 a step: steps of 3, 3 and 2, and every epoch in an order of its own."""
-    changes = {"training": {"max_steps": 7, "gradient_accumulation_steps": 3, "save_strategy": "steps", "save_steps": 4}}
+    changes = {
+        "training": {"max_steps": 7, "gradient_accumulation_steps": 3, "save_strategy": "steps", "save_steps": 4}
+    }
     lines = train(write_recipe(tmp_path, changes))
     assert [line["epoch"] for line in lines] == pytest.approx([3 / 8, 6 / 8, 1, 11 / 8, 14 / 8, 2, 19 / 8])
     assert [line["state"]["alpha"] for line in lines] == pytest.approx([0.4 * min(1, step / 6) for step in range(7)])
@@ -94,7 +96,9 @@ def test_the_log_has_every_term_its_weight_and_its_share(write_recipe, tmp_path)
     for line in lines:
         assert line["weights"] == {"contrastive": 1.0, "language": 0.5, "hidden/image": 2.0}
         assert line["terms"].keys() == line["weights"].keys()
-        assert line["loss"] == pytest.approx(sum(line["weights"][name] * x for name, x in line["terms"].items()), rel=1e-4)
+        assert line["loss"] == pytest.approx(
+            sum(line["weights"][name] * x for name, x in line["terms"].items()), rel=1e-4
+        )
         assert {"temperature", "alpha"} <= line["state"].keys()
         assert line["samples_per_second"] > 0
         assert line["learning_rate"] > 0
@@ -146,7 +150,9 @@ def test_a_stage_trains_what_it_names_and_starts_from_the_one_before(write_recip
         load_recipe(str(write_recipe(tmp_path / "still", {"training": {"max_steps": 1, "learning_rate": 0.0}})))
     )
     before = dict(load_model(untrained / "student").named_parameters())
-    changed = {name.split(".")[0] for name, parameter in started.named_parameters() if not torch.equal(parameter, before[name])}
+    changed = {
+        name.split(".")[0] for name, parameter in started.named_parameters() if not torch.equal(parameter, before[name])
+    }
     assert changed == {"vision"}
 
 

@@ -113,9 +113,9 @@ def read_predictions(folder: Path) -> Predictions:
             question=row.text("question"),
             kind=row.maybe_text("kind") or "",
             answer=row.text("prediction"),
-            accuracy=row.number("score"),
+            accuracy=row.number("accuracy"),
         )
-        picture = row.text("picture")
+        picture = row.text("image_id")
         answers[picture] = (*answers.get(picture, ()), answer)
     return Predictions(retrieved=retrieved, captions=captions, answers=answers)
 
