@@ -202,7 +202,8 @@ def judge(groups: Sequence[Sequence[Row]]) -> list[Claim]:
     for rows in groups:
         ways = {row["way"]: row for row in rows}
         setting = rows[0]["setting"]
-        time, memory = ({way: float(ways[way][column]) for way in (LIMBECK, EXACT, USUAL)} for column in ("ms", "MiB"))
+        time = {way: float(ways[way]["ms"]) for way in (LIMBECK, EXACT, USUAL)}
+        memory = {way: float(ways[way]["MiB"]) for way in (LIMBECK, USUAL)}
         claims += [
             at_least(f"times faster ({setting})", 1.5, time[USUAL] / time[LIMBECK]),
             at_least(f"times faster, both teachers in float32 ({setting})", 1, time[USUAL] / time[EXACT]),

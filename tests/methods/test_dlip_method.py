@@ -145,7 +145,7 @@ def test_a_teacher_like_the_student_leaves_nothing_to_learn():
     loss = method(counted(make_batch(6)))
     assert set(loss.terms) == distillation_terms("blip")
     for name, term in loss.terms.items():
-        assert abs(float(term)) < 2e-6, name
+        assert abs(term.item()) < 2e-6, name
 
 
 def test_hard_negatives_reach_the_teacher_only_where_asked(monkeypatch):

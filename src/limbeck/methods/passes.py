@@ -15,8 +15,8 @@ from limbeck.types import AttentionState, Batch, Signals
 Model = FusionVLM | DualEncoder
 
 Pass = str
-"""`image` tower; `text` alone; text `fused` with its picture; text `decoded` from its picture; `question` fused with its
-picture; `answer` decoded from the fused question"""
+"""`image` tower; `text` alone; text `fused` with its picture; text `decoded` from its picture; `question` fused with
+its picture; `answer` decoded from the fused question"""
 
 FAMILY_PASSES: dict[str, tuple[Pass, ...]] = {
     "clip": ("image", "text"),
