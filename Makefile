@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/limbeck quickstart --out runs/quickstart
 
 test: setup
-	$(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: setup
 	$(BIN)/pytest -m slow

@@ -74,7 +74,7 @@ DIRECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 def main() -> None:
     options = parser(__doc__, timed=False)
     options.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
-    options.add_argument("--steps", type=int, default=1500, help="of each run (default 1500)")
+    options.add_argument("--steps", type=int, default=800, help="of each run (default 800, about five minutes)")
     options.add_argument("--out", type=Path, default=Path("runs/ablation_dlip"), help="where the runs go")
     args = options.parse_args()
     out: Path = args.out

@@ -20,7 +20,7 @@ from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.fusion import FusionConfig
-from limbeck.models.inherit import inherit_tower, load_tower
+from limbeck.models.inherit import TowerName, inherit_tower, load_tower
 from limbeck.models.load import load_model
 from limbeck.models.med import TextConfig
 from limbeck.models.refit import refit
@@ -88,11 +88,11 @@ def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: M
     assert config.vision is not None
     assert config.text is not None
     student = _new_student(config, config.vision, config.text, tokenizer)
-    for field, tower in (("initial_vision", "vision"), ("initial_text", "text")):
-        origin = config.initial_vision if tower == "vision" else config.initial_text
+    origins: dict[TowerName, str] = {"vision": config.initial_vision, "text": config.initial_text}
+    for tower, origin in origins.items():
         if origin == "teacher":
             if teacher is None:
-                raise RecipeError(f"student.{field}: teacher: the recipe has no teacher to take slices of")
+                raise RecipeError(f"student.initial_{tower}: teacher: the recipe has no teacher to take slices of")
             inherit_tower(student, teacher, tower)
         elif origin != "random":
             load_tower(student, origin, tower)
