@@ -241,3 +241,15 @@ def test_the_command_line_says_it_in_one_message_with_exit_code_2(recipe):
     assert result.returncode == 2, result.stderr
     assert f"error: {recipe}: stages.0.weights: there is no loss term 'languge'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_tokenizer_of_another_kind_replaces_the_bases_whole(tmp_path):
+    (tmp_path / "base.yaml").write_text("tokenizer: {tokenizer: wordpiece, vocab_size: 900}\nseed: 1\n")
+    (tmp_path / "mine.yaml").write_text(
+        "base: base.yaml\noutput: runs/x\ntokenizer: {tokenizer: bert}\n"
+        "student: {vision: {scale: tiny}, text: {scale: tiny}}\n"
+        "data: {train: [{source: 'builtin:scenes'}]}\n"
+    )
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert recipe.tokenizer.tokenizer == "bert"
+    assert recipe.seed == 1

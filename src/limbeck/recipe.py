@@ -258,11 +258,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over `base`, mappings key by key, everything else whole."""
+    """`values` over `base`, mappings key by key, everything else whole; so is a `tokenizer` of another kind."""
     merged = dict(base)
     for key, value in values.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and old.get(key) == value.get(key, old.get(key)):
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny_models import FAMILIES, counted, make_batch, make_method, make_model
+from tiny_methods import FAMILIES, counted, make_batch, make_method, make_model
 
 from limbeck.losses.hidden import effective_rank
 from limbeck.method import Stage
@@ -227,4 +227,4 @@ def test_a_bfloat16_teacher_teaches_a_float32_student():
     terms = method(counted(make_batch(4))).terms
     for name in ("hidden/image", "hidden/decoded", "hidden/answer"):
         assert terms[name].dtype == torch.float32
-        assert float(terms[name]) == pytest.approx(float(reference[name]), rel=0.02)
+        assert terms[name].item() == pytest.approx(reference[name].item(), rel=0.02)

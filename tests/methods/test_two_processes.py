@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from tiny_models import counted, gradients, make_batch, make_method, rows_of
+from tiny_methods import counted, gradients, make_batch, make_method, rows_of
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import CLS, PAD, SEP, counted, make_batch, make_method, make_model
+from tiny_methods import CLS, PAD, SEP, counted, make_batch, make_method, make_model
 from torch.nn import functional
 
 from limbeck.methods.vlp import ContrastiveConfig, VLPConfig, VLPObjective, next_tokens
