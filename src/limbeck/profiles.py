@@ -28,7 +28,7 @@ def compare_profiles(names: Sequence[str], batch_size: int) -> list[dict[str, An
 
 def print_profiles(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     """A table of models: parameters and MACs in both conventions, latency by pass, peak memory."""
-    table = Table(title="one image-text pair at a time" if all(row["batch_size"] == 1 for row in rows) else None)
+    table = Table(title=f"latency and memory of {rows[0]['batch_size']} image-text pairs at a time")
     for heading in ("model", "parameters", "without positions", "MACs", "with attention"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for heading in ("image ms", "text ms", "fusion ms", "whole ms", "peak MiB"):
@@ -38,7 +38,7 @@ def print_profiles(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             row["name"],
             *(_millions(row[key]) for key in ("parameters", "parameters_without_positions")),
-            *(_giga(row[key] / row["batch_size"]) for key in ("macs", "macs_with_attention")),
+            *(_giga(row[key]) for key in ("macs", "macs_with_attention")),
             *(f"{latency[key]:.2f}" if key in latency else "-" for key in ("image", "text", "fusion", "whole")),
             f"{row['peak_memory_mib']:.1f}",
         )

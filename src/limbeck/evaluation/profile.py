@@ -37,7 +37,7 @@ POSITIONS = ("class_token", "positions", "class_embedding")
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What `batch_size` pictures and as many texts cost."""
+    """What a picture and a text cost; latency and memory are of `batch_size` of each at once."""
 
     parameters: int
     parameters_without_positions: int
@@ -85,7 +85,7 @@ def profile(
     with Count(shadow) as count, torch.no_grad():
         for name, run in _passes(shadow, batch_size, length, size):
             run()
-            macs[name], macs_with_attention[name] = count.take()
+            macs[name], macs_with_attention[name] = (total // batch_size for total in count.take())
     first = next(model.parameters())
     by_tower: dict[str, int] = {}
     for name, parameter in model.named_parameters():

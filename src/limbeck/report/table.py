@@ -75,8 +75,8 @@ COLUMNS = (
     Column(
         "macs", "MACs", "Cost", "multiply-accumulates of one picture and text, attention products left out", operations
     ),
-    Column("latency_ms", "Latency", "Cost", "median time of one picture and text through every tower", milliseconds),
-    Column("peak_memory_mib", "Memory", "Cost", "highest memory use while the latency was measured", mebibytes),
+    Column("latency_ms", "Latency", "Cost", "median time of a batch (batch_size in profile.json) here", milliseconds),
+    Column("peak_memory_mib", "Memory", "Cost", "weights, and the most bytes of tensors alive at once", mebibytes),
 )
 """every quantity that the table can show; one that no run has measured gets no column"""
 
