@@ -52,9 +52,10 @@ def parser(description: str | None, *, timed: bool = True) -> argparse.ArgumentP
     A benchmark that is not `timed` has no rounds, and runs where training does: on a GPU if there is one.
     """
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--smoke", action="store_true", help="the whole path at small sizes, in under two minutes")
     options.add_argument("--json", type=Path, metavar="FILE", help="write rows and claims there")
-    options.add_argument("--write-docs", action="store_true", help=f"write this benchmark's part of {RESULTS.name}")
+    either = options.add_mutually_exclusive_group()
+    either.add_argument("--smoke", action="store_true", help="the whole path at small sizes, in under two minutes")
+    either.add_argument("--write-docs", action="store_true", help=f"write this benchmark's part of {RESULTS.name}")
     if not timed:
         options.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu")
         return options
