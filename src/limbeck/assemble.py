@@ -81,7 +81,11 @@ def shipped(folder: str) -> str:
 
 
 def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Model | None) -> Model:
-    """The student with its first weights: random, slices of the teacher, pretrained towers, or a trained folder."""
+    """The student with its first weights: random, slices of the teacher, pretrained towers, or a trained folder.
+
+    The recipe's seed is set here, so that random weights are the same with and without a teacher.
+    """
+    torch.manual_seed(recipe.seed)
     config = recipe.student
     if config.folder is not None:
         return _continued(config.folder, config, tokenizer)

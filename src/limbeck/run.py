@@ -69,7 +69,6 @@ def run_recipe(recipe: Recipe) -> Path:
     _refuse_another_recipe(folder, recipe)
     source = open_data(recipe)
     student_folder = folder / "student"
-    torch.manual_seed(recipe.seed)
     tokenizer = open_tokenizer(recipe, source)
     if not (student_folder / "config.json").exists():
         teacher = build_teacher(recipe, tokenizer)
