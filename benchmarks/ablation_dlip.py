@@ -2,9 +2,10 @@
 
     python benchmarks/ablation_dlip.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--steps N] [--out FOLDER]
 
-Every row is the quickstart's distilled student with other loss weights, on its data, from the same first weights and in
-the same order of data for a seed. A direction's confidence is the probability, by Student's t-distribution over the
-seeds' paired differences, that its true difference is above 0. Directions are reported as they come out.
+Every row is the quickstart's distilled student with the paper's terms alone and some of them left out, on its data,
+from the same first weights and in the same order of data for a seed. A direction's confidence is the probability, by
+Student's t-distribution over the seeds' paired differences, that its true difference is above 0. Directions are
+reported as they come out.
 No fine-tuning follows, unlike in the paper: `without VLP` is a student whose embedding, matching and vocabulary heads
 were never trained. The same command goes on after a crash.
 """
@@ -82,6 +83,7 @@ def main() -> None:
     if args.smoke:
         args.seeds, args.steps, out, names = 2, 2, out / "smoke", ("hidden", "attention", "all")
     overrides = ["training.save_steps=500", "export=[]", "gradient_share_steps=0", *(SMOKE if args.smoke else ())]
+    overrides += ["dlip.logits.sites=[]", "dlip.kd_negatives=false"]
 
     found: dict[str, list[Scores]] = {name: [] for name in names}
     teacher: Path | None = None
@@ -106,10 +108,11 @@ def main() -> None:
 
 
 def kept(weights: Mapping[str, float], globs: Sequence[str]) -> dict[str, float]:
-    """A stage's weights by loss term, of the terms that a glob names."""
+    """A stage's weights by loss term, of the paper's terms that a glob names."""
+    paper = {name: weight for name, weight in weights.items() if not name.startswith("logits")}
     return {
         term: weight
-        for term, weight in expand_weights(weights, TERMS).items()
+        for term, weight in expand_weights(paper, TERMS).items()
         if weight and any(fnmatchcase(term, glob) for glob in globs)
     }
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from limbeck.config import Section
-from limbeck.recipe import Recipe
+from limbeck.recipe import METHODS
 
 PAGE = Path(__file__).parent / "recipes.md"
 BEGIN, END = "<!-- fields: begin -->", "<!-- fields: end -->"
@@ -30,7 +30,7 @@ def page_with_tables(page: str) -> str:
 
 def tables() -> str:
     """One table per section, from the recipe itself downwards; a section that stands in two places is shown once."""
-    parts, waiting, shown = [], [("", Recipe)], set()
+    parts, waiting, shown = [], [("", recipe) for recipe in METHODS.values()], set()
     while waiting:
         path, section = waiting.pop(0)
         if section in shown:
@@ -49,12 +49,12 @@ def tables() -> str:
 def table(path: str, section: type[Section]) -> str:
     """Heading, purpose and fields of one section."""
     kind = tag(section)
-    title = f"`{path.rstrip('.')}`" if path else "The recipe"
+    title = f"`{path.rstrip('.')}`" if path else f"A recipe of `{section.model_fields['method'].default}`"
     lines = [f"### {title}{f' with `{kind}`' if kind else ''}", "", first_paragraph(section), ""]
     lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         meaning = " ".join((field.description or "").split())
-        cells = [f"`{name}`", spell(field.annotation), default(field), meaning]
+        cells = [f"`{field.alias or name}`", spell(field.annotation), default(field), meaning]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])
 

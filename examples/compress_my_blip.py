@@ -24,7 +24,7 @@ from limbeck.data.sources import load_source
 from limbeck.data.transform import TransformConfig
 from limbeck.evaluation.evaluate import EvaluationConfig, RetrievalTask
 from limbeck.models.load import load_model
-from limbeck.recipe import DataConfig, Recipe, StudentConfig, TeacherConfig, TextChoice, VisionChoice
+from limbeck.recipe.dlip import DataConfig, DLIPRecipe, StudentConfig, TeacherConfig, TextChoice, VisionChoice
 from limbeck.run import run_recipe
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +56,7 @@ print(f"teacher: {sum(parameter.numel() for parameter in teacher.parameters()):,
 # %% The recipe, in Python: the same fields as in YAML, checked when it is made
 size, patch = teacher.config.vision.image_size, teacher.config.vision.patch_size
 real = args.teacher is not None
-recipe = Recipe(
+recipe = DLIPRecipe(
     output=str(args.out / "run"),
     teacher=TeacherConfig(folders=tuple(map(str, folders))),
     student=StudentConfig(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from limbeck.assemble import shipped
+from limbeck.assemble.shared import shipped
 from limbeck.data.examples import Example
 from limbeck.data.scenes import ScenesConfig
 from limbeck.evaluation.evaluate import (
@@ -27,7 +27,7 @@ from limbeck.evaluation.evaluate import (
     load_tasks,
     recompute,
 )
-from limbeck.run import open_student
+from limbeck.runs.dlip import open_student
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--model", default="limbeck:quickstart_teacher", help="a run folder or a model folder")

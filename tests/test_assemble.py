@@ -1,6 +1,6 @@
 import torch
 
-from limbeck.assemble import build_student, build_teacher, open_tokenizer
+from limbeck.assemble.dlip import build_student, build_teacher, open_tokenizer
 from limbeck.recipe import load_recipe
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from limbeck.assemble import build_student, open_data, open_tokenizer
+from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
 from limbeck.recipe import RecipeError, find_recipe, load_recipe, shipped_recipes
 from limbeck.run import run_recipe
 

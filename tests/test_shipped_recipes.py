@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.assemble import build_student
+from limbeck.assemble.dlip import build_student
 from limbeck.data.tokenizer import BertTokenizer, load_tokenizer
 from limbeck.models.convert import export
 from limbeck.models.load import load_model
-from limbeck.recipe import SHIPPED, Recipe, RecipeError, load_recipe, shipped_recipes
+from limbeck.recipe import SHIPPED, DLIPRecipe, RecipeError, load_recipe, shipped_recipes
 from limbeck.run import run_recipe
 
 ALL = shipped_recipes()
@@ -126,7 +126,7 @@ def test_full_scale_students_can_be_built_and_have_the_papers_size(name, million
         assert text.layers - text.first_fusion_layer == recipe.student.text.fusion_layers
 
 
-def shape(recipe: Recipe) -> tuple:
+def shape(recipe: DLIPRecipe) -> tuple:
     """What decides which code a recipe runs."""
     terms = tuple(sorted(recipe.stages[0].weights))
     student = recipe.student

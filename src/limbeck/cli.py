@@ -54,13 +54,17 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Option(help="where the rows go")]) -> None:
     """Evaluate a model on the held-out data that a recipe names; every prediction stays as a row."""
-    from limbeck.assemble import open_data
-    from limbeck.recipe import load_recipe
-    from limbeck.run import examine, open_student
+    from limbeck.assemble.dlip import open_data
+    from limbeck.recipe import CTVLMRecipe, load_recipe
+    from limbeck.runs.ctvlm import examine as examine_generative
+    from limbeck.runs.dlip import examine, open_student
 
     settings = load_recipe(recipe)
-    model, tokenizer = open_student(folder)
-    examine(out, model, tokenizer, settings, open_data(settings).examples)
+    if isinstance(settings, CTVLMRecipe):
+        examine_generative(folder, out, settings)
+    else:
+        model, tokenizer = open_student(folder)
+        examine(out, model, tokenizer, settings, open_data(settings).examples)
     console.print_json((out / "evaluation" / "summary.json").read_text())
 
 
@@ -130,9 +134,11 @@ def show_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipes.command("schema")
 def recipe_schema() -> None:
     """The JSON Schema of a recipe, for editors."""
+    from pydantic import TypeAdapter
+
     from limbeck.recipe import Recipe
 
-    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(TypeAdapter(Recipe).json_schema(), indent=2) + "\n")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 
@@ -65,17 +66,22 @@ def _keys_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     sections: list[type[BaseModel]] = [model]
     for part in loc:
         sections, _ = _enter(sections, part)
-    return sorted({name for section in sections for name in section.model_fields})
+    return sorted({key for section in sections for key in _fields(section)})
 
 
 def _enter(sections: list[type[BaseModel]], part: int | str) -> tuple[list[type[BaseModel]], bool]:
     """The sections that one part of a location leads to, and whether it is a key of the recipe."""
-    keyed = [section for section in sections if isinstance(part, str) and part in section.model_fields]
+    keyed = [section for section in sections if isinstance(part, str) and part in _fields(section)]
     if keyed:
-        inner = [found for section in keyed for found in _sections(section.model_fields[str(part)].annotation)]
+        inner = [found for section in keyed for found in _sections(_fields(section)[str(part)].annotation)]
         return inner or sections, True
     tagged = [section for section in sections if part in _tags(section)]
     return (tagged, False) if tagged else (sections, True)
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A section's fields by the keys that a recipe calls them (`lambda` is no name in Python)."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

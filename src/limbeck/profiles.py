@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from limbeck.assemble import build_student, open_data, open_tokenizer, shipped
+from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
+from limbeck.assemble.shared import shipped
 from limbeck.evaluation.profile import profile
 from limbeck.methods.passes import Model
 from limbeck.models.load import load_model
-from limbeck.recipe import Recipe, find_recipe, load_recipe
+from limbeck.recipe import DLIPRecipe, find_recipe, load_recipe
 
 
 def compare_profiles(names: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
@@ -60,10 +61,12 @@ def _model(name: str) -> Model:
     if folder.is_dir():
         return load_model(folder / "student" if (folder / "student").is_dir() else folder).eval()
     recipe = load_recipe(str(find_recipe(name)))
+    if not isinstance(recipe, DLIPRecipe):
+        raise ValueError(f"{name}: `limbeck profile` knows the models of dlip recipes; its method is {recipe.method}")
     return _untrained(recipe)
 
 
-def _untrained(recipe: Recipe) -> Model:
+def _untrained(recipe: DLIPRecipe) -> Model:
     """A recipe's student with random weights; data is opened only where the vocabulary comes from it."""
     student = recipe.student.model_copy(update={"initial_vision": "random", "initial_text": "random"})
     recipe = recipe.model_copy(update={"student": student})

@@ -57,15 +57,15 @@ class Counts(NamedTuple):
     """
 
     pairs: Tensor
-    """image-text pairs"""
+    """image-text pairs; conversations, with or without a picture"""
     tokens: Tensor
-    """real caption tokens, the first one included"""
+    """real caption tokens, the first one included; all real tokens of conversations"""
     questions: Tensor
     """questions"""
     question_tokens: Tensor
     """real question tokens"""
     answer_tokens: Tensor
-    """real answer tokens, the first one included"""
+    """real answer tokens, the first one included; in conversations the supervised ones, stop tokens included"""
     answers: Tensor
     """answers, several of which can belong to one question"""
 
@@ -96,3 +96,21 @@ class Batch(TypedDict):
     """[A] row of `question_ids` that is answered"""
     answer_weight: NotRequired[Tensor]
     """[A] share of the annotators who gave this answer"""
+
+
+class ConversationBatch(TypedDict):
+    """One micro-batch of conversations about pictures, as the collator makes it; text runs from left to right."""
+
+    pixel_values: Tensor
+    """[B, 3, R, R] float32, normalised; zeros where a row has no picture"""
+    input_ids: Tensor
+    """[B, T] int64, the image token once for each of the picture's features, padding on the right"""
+    attention_mask: Tensor
+    """[B, T] boolean"""
+    labels: Tensor
+    """[B, T] int64, shifted: the token that this position must predict, IGNORE where that is not an answer's"""
+    image_id: Tensor
+    """[B] int64, equal for two rows exactly where they show the same picture; a row without one has its own"""
+    has_image: Tensor
+    """[B] boolean; a row without a picture has no image tokens"""
+    counts: NotRequired[Counts]

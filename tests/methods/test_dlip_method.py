@@ -10,7 +10,8 @@ from limbeck.losses.hidden import effective_rank
 from limbeck.method import Stage
 from limbeck.methods.dlip import DLIP, DLIPConfig, expand_weights
 from limbeck.methods.projection import HiddenMap
-from limbeck.models.fusion import FusionVLM
+from limbeck.models.blip import Blip
+from limbeck.models.fusion import FusionConfig, FusionVLM
 
 OBJECTIVES = {
     "blip": {"contrastive", "matching", "language", "answer"},
@@ -228,3 +229,27 @@ def test_a_bfloat16_teacher_teaches_a_float32_student():
     for name in ("hidden/image", "hidden/decoded", "hidden/answer"):
         assert terms[name].dtype == torch.float32
         assert terms[name].item() == pytest.approx(reference[name].item(), rel=0.02)
+
+
+def test_a_batch_without_a_question_is_no_error_where_only_answers_count():
+    method = make_method("blip", weights={"answer": 1.0})
+    batch = make_batch(4)
+    for name in ("question_ids", "question_mask", "question_image", "answer_ids", "answer_mask", "answer_question"):
+        batch[name] = batch[name][:0]
+    batch["answer_weight"] = batch["answer_weight"][:0]
+    loss = method(counted(batch))
+    loss.total.backward()
+    assert loss.terms.keys() == {"answer"}
+    assert loss.total.item() == 0
+
+
+def test_a_teacher_put_together_of_two_checkpoints_can_see_negatives_too():
+    student, teacher = make_model("blip", 0), make_model("blip", 1)
+    parts = teacher.config.model_dump() | {"decoder": "separate", "decoder_vision": True}
+    teacher = Blip(FusionConfig.model_validate(parts))
+    stage = Stage(name="pretrain", trainable=(), weights={"matching": 1.0, "hidden": 1.0})
+    method = DLIP(DLIPConfig(kd_negatives=True), student, teacher, [stage])
+    method.begin_stage(stage, 10)
+    loss = method(counted(make_batch(4)))
+    assert {"hidden/fused", "hidden/decoded"} <= set(loss.terms)
+    assert torch.isfinite(loss.total)

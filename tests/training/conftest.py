@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from limbeck.assemble import build_student, open_data, open_tokenizer
+from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
 from limbeck.recipe import load_recipe
 
 RECIPE: dict[str, Any] = {

@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerCallback
 
-from limbeck.assemble import build_method, build_pairs, build_student, build_teacher, open_data, open_tokenizer
+from limbeck.assemble.dlip import build_method, build_pairs, build_student, build_teacher, open_data, open_tokenizer
 from limbeck.data.examples import DataError
 from limbeck.models.load import load_model
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
-from limbeck.training.run import run_stages
+from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
 from limbeck.training.trainer import Meter
 
@@ -43,8 +43,7 @@ def train(path: Path, overrides: Sequence[str] = (), callbacks: Sequence[Trainer
     folder = Path(recipe.output)
     run_stages(
         method,
-        pairs,
-        pairs.collate,
+        lambda stage: TrainingData(pairs, pairs.collate),
         folder=folder,
         seed=recipe.seed,
         training=recipe.training,

@@ -4,6 +4,7 @@
 
 L_VLP is what the family is pre-trained with (contrastive, matching, language), L_HR pulls the last hidden states of
 each tower towards the teacher's (Eq. 3), L_AT the attention distributions of each tower's last layer (Eqs. 4 and 5).
+Soft targets from the teacher's predictions can be added (`logits`, ours).
 Without a teacher the same method trains the plain student, or the teacher itself, or fine-tunes for one task.
 """
 
@@ -23,6 +24,7 @@ from limbeck.losses.attention import HeadMap, attention_kl
 from limbeck.losses.hidden import cosine_distance, effective_rank
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
+from limbeck.methods.logits import LOGIT_PASSES, LogitsConfig, LogitTerm, logits_loss
 from limbeck.methods.passes import FAMILY_PASSES, Model, Pairing, Pass, first_rows, multimodal, unimodal
 from limbeck.methods.projection import HiddenMap, HRMap
 from limbeck.methods.vlp import VLPConfig, VLPObjective
@@ -74,6 +76,7 @@ class DLIPConfig(Section):
     vlp: VLPConfig = VLPConfig()
     hidden: HiddenConfig = HiddenConfig()
     attention: AttentionConfig = AttentionConfig()
+    logits: LogitsConfig = LogitsConfig()
     kd_negatives: bool = False
     """whether the teacher also sees matching's hard negatives, or positive pairs only"""
 
@@ -103,8 +106,12 @@ class DLIP(Method):
         shared = [name for name in FAMILY_PASSES[families[0]] if name in FAMILY_PASSES[families[-1]]]
         self.hidden_sites: dict[Pass, str] = {}
         self.attention_terms: dict[str, tuple[Pass, str]] = {}
+        self.logit_terms: dict[str, LogitTerm] = {}
         self.projections = nn.ModuleDict()
         if teacher is not None:
+            self.logit_terms = {
+                f"logits/{name}": name for name in config.logits.sites if set(LOGIT_PASSES[name]) <= set(shared)
+            }
             self.hidden_sites = {
                 name: site for site in config.hidden.sites for name in SITE_PASSES[site] if name in shared
             }
@@ -125,7 +132,8 @@ class DLIP(Method):
 
     def terms(self) -> tuple[str, ...]:
         """Every loss term that these models and this config allow."""
-        return (*self.objective.terms(), *(f"hidden/{name}" for name in self.hidden_sites), *self.attention_terms)
+        hidden = (f"hidden/{name}" for name in self.hidden_sites)
+        return (*self.objective.terms(), *hidden, *self.attention_terms, *self.logit_terms)
 
     def teachers(self) -> tuple[str, ...]:
         return ("teacher",)
@@ -151,13 +159,15 @@ class DLIP(Method):
         wanted = {name for name, weight in self.weights.items() if weight}
         hidden = [name for name in self.hidden_sites if f"hidden/{name}" in wanted]
         attention = {term: where for term, where in self.attention_terms.items() if term in wanted}
+        logits = [name for term, name in self.logit_terms.items() if term in wanted]
         capture = {name for name, _ in attention.values()}
-        needed = capture.union(hidden)
+        needed = capture.union(hidden, *(LOGIT_PASSES[name] for name in logits))
         student, terms, pairing = self.objective(self.student, batch, wanted, needed, capture)
         state = {"temperature": self.student.temperature.detach()}
         if self.objective.momentum is not None:
             state["alpha"] = state["temperature"].new_tensor(self.objective.alpha)
         if needed:
+            assert self.teacher is not None
             if pairing is not None and not self.settings.kd_negatives:
                 student["fused"] = first_rows(student["fused"], len(batch["input_ids"]))
             with torch.no_grad():
@@ -168,6 +178,13 @@ class DLIP(Method):
             for term, (name, kind) in attention.items():
                 if name in student:
                     terms[term] = self._attention(kind, name, student[name], teacher[name], batch["counts"])
+            models, prompt = (self.student, self.teacher), self.settings.vlp.prompt_tokens
+            for name in (name for name in logits if set(LOGIT_PASSES[name]) <= set(student)):
+                terms[f"logits/{name}"] = logits_loss(
+                    name, models, student, teacher, batch, self.settings.logits, prompt
+                )
+        if not terms:  # nothing of this batch is asked for: no question in it, say
+            terms = dict.fromkeys(sorted(wanted), 0 * self.student.temperature)
         return Loss(terms=terms, weights={name: self.weights[name] for name in terms}, state=state)
 
     def _teach(
@@ -177,7 +194,7 @@ class DLIP(Method):
         assert self.teacher is not None
         dtype = self.teacher.temperature.dtype
         seen: Batch = {**batch, "pixel_values": batch["pixel_values"].to(dtype)}
-        names = needed | ({"image"} if needed - {"text"} else set()) | ({"question"} if "answer" in needed else set())
+        names = needed | ({"image"} if needed - {"text"} else set())
         signals = unimodal(self.teacher, seen, names, capture)
         if not isinstance(self.teacher, DualEncoder) and names - {"image", "text"}:
             if pairing is not None:

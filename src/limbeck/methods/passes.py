@@ -74,8 +74,9 @@ def multimodal(
     ids, mask = batch["input_ids"], batch["attention_mask"]
     signals: dict[Pass, Signals] = {}
     own = torch.arange(len(ids), device=ids.device) + (pairing.pool.start if pairing else 0)
-    memory = model.image_memory(pairing.pool.hidden if pairing else image)
-    rows = own if pairing and len(pairing.pool.hidden) > len(ids) else None
+    others = pairing is not None and len(pairing.pool.hidden) > len(ids)
+    memory = model.image_memory(pairing.pool.hidden if pairing is not None and others else image)
+    rows = own if others else None
     if "fused" in names and pairing is None:
         signals["fused"] = model.fuse(memory, ids, mask, capture="fused" in capture)
     elif "fused" in names and pairing is not None:
@@ -89,7 +90,7 @@ def multimodal(
         )
     if "decoded" in names:
         signals["decoded"] = model.decode(memory, ids, mask, rows=rows, capture="decoded" in capture)
-    if "question" in names and "question_ids" in batch and len(batch["question_ids"]):
+    if names & {"question", "answer"} and "question_ids" in batch and len(batch["question_ids"]):
         signals["question"] = model.fuse(
             memory,
             batch["question_ids"],

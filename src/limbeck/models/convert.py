@@ -65,9 +65,7 @@ def export(
     Raises ValueError where transformers' class cannot be this model: the message says why.
     """
     folder = Path(folder)
-    theirs = _clip(model) if isinstance(model, DualEncoder) else _blip(model, task)
-    if type(theirs) is not CLASSES[task]:
-        raise ValueError(f"a {model.config.family} model exports as clip, not as {task}")
+    theirs = convert(model, task)
     theirs.save_pretrained(folder)
     side = model.config.vision.image_size
     size = {"height": side, "width": side}
@@ -79,6 +77,14 @@ def export(
     if task == "vqa":
         tokenizer = _beginning(tokenizer, model.config.text.enc_token_id, model.config.text.sep_token_id)
     BlipProcessor(BlipImageProcessorPil(size=size, image_mean=mean, image_std=std), tokenizer).save_pretrained(folder)
+
+
+def convert(model: FusionVLM | DualEncoder, task: Task) -> PreTrainedModel:
+    """transformers' model of one task with this model's weights. Raises ValueError as `export` does."""
+    theirs = _clip(model) if isinstance(model, DualEncoder) else _blip(model, task)
+    if type(theirs) is not CLASSES[task]:
+        raise ValueError(f"a {model.config.family} model exports as clip, not as {task}")
+    return theirs
 
 
 def _blip(model: FusionVLM, task: Task) -> PreTrainedModel:

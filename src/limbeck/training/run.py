@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -23,7 +23,6 @@ from limbeck.training.checkpoint import discard_torn, latest, write_text
 from limbeck.training.freeze import freeze
 from limbeck.training.skips import SkipLog
 from limbeck.training.trainer import WEIGHTS, StageTrainer, load_method, save_method
-from limbeck.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +56,18 @@ def training_arguments(output: Path, seed: int, *overrides: Mapping[str, Any]) -
     return TrainingArguments(output_dir=str(output), seed=seed, **settings)
 
 
+class TrainingData(NamedTuple):
+    """What a stage trains on."""
+
+    dataset: Dataset
+    """map-style, by (index, epoch)"""
+    collate: Callable[[Sequence[Any]], Any]
+    """items to a batch"""
+
+
 def run_stages(
     method: Method,
-    dataset: Dataset,
-    collate: Callable[[Sequence[Any]], Batch],
+    data: Callable[[Stage], TrainingData],
     *,
     folder: Path,
     seed: int,
@@ -70,7 +77,7 @@ def run_stages(
     gradient_share_steps: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train `method` through all its stages on `dataset`, leaving log and checkpoints in `folder`.
+    """Train `method` through all its stages, each on its own `data`, leaving log and checkpoints in `folder`.
 
     Called again on the same folder it goes on: a finished stage is loaded, an unfinished one resumes from its newest
     sealed checkpoint, a torn checkpoint is deleted. On the CPU the outcome is bit-identical to an uninterrupted run.
@@ -95,8 +102,7 @@ def run_stages(
             method,
             stage,
             args,
-            dataset,
-            collate,
+            *data(stage),
             schedule=schedule,
             skipped=skipped,
             log_file=log_file,

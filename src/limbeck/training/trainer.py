@@ -24,7 +24,7 @@ from limbeck.data.examples import DataError, Skipped
 from limbeck.method import Loss, Method, Stage
 from limbeck.training.checkpoint import rotate, seal
 from limbeck.training.skips import SkipLog
-from limbeck.types import Batch, Counts
+from limbeck.types import IGNORE, Batch, ConversationBatch, Counts
 
 WEIGHTS = "model.safetensors"
 
@@ -176,11 +176,13 @@ class StageTrainer(Trainer):
             load_method(self.method, Path(resume_from_checkpoint) / WEIGHTS)
 
 
-def count_batch(batch: Batch) -> Tensor:
+def count_batch(batch: Batch | ConversationBatch) -> Tensor:
     """What a micro-batch has of each field of `Counts`, float32 [6]."""
     sizes: dict[str, int | Tensor] = dict.fromkeys(Counts._fields, 0)
     sizes |= {"pairs": len(batch["input_ids"]), "tokens": batch["attention_mask"].sum()}
-    if "question_ids" in batch:
+    if "labels" in batch:
+        sizes["answer_tokens"] = (batch["labels"] != IGNORE).sum()
+    elif "question_ids" in batch:
         sizes |= {"questions": len(batch["question_ids"]), "question_tokens": batch["question_mask"].sum()}
         sizes |= {"answers": len(batch["answer_ids"]), "answer_tokens": batch["answer_mask"].sum()}
     device = batch["input_ids"].device
@@ -188,22 +190,35 @@ def count_batch(batch: Batch) -> Tensor:
 
 
 def save_method(method: Method, path: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write everything of a method but its teachers."""
+    """Write everything of a method but its teachers; of tied weights the first name."""
     state = method.state_dict() if state is None else state
     left_out = tuple(f"{name}." for name in method.teachers())
-    save_file({name: x.contiguous() for name, x in state.items() if not name.startswith(left_out)}, path)
+    kept = {name: x for name, x in state.items() if not name.startswith(left_out)}
+    first = _first_names(kept)
+    save_file({name: x.contiguous() for name, x in kept.items() if first[name] == name}, path)
 
 
 def load_method(method: Method, path: Path) -> None:
     """Load what `save_method` wrote. Raises ValueError where the file and the method differ."""
     left_out = tuple(f"{name}." for name in method.teachers())
     missing, unexpected = method.load_state_dict(load_file(path), strict=False)
-    missing = [name for name in missing if not name.startswith(left_out)]
+    first = _first_names({name: x for name, x in method.state_dict().items() if not name.startswith(left_out)})
+    missing = [name for name in missing if first.get(name) == name]
     if missing or unexpected:
         raise ValueError(
             f"{path} is not of this recipe: it lacks {missing[:3]} and has {unexpected[:3]} besides; "
             "give the changed recipe an output folder of its own"
         )
+
+
+def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each name -> the first name of the same tensor."""
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    names = {}
+    for name, x in state.items():
+        same = (x.data_ptr(), x.shape, x.stride())
+        names[name] = seen.setdefault(same, name) if x.numel() else name
+    return names
 
 
 class _Steps(TrainerCallback):

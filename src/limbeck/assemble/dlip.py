@@ -1,13 +1,13 @@
-"""A recipe's models, data and method as objects, each checked to fit the others."""
+"""A DLIP recipe's models, data and method as objects, each checked to fit the others."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from limbeck.assemble.shared import shipped
 from limbeck.data.dataset import Pairs
 from limbeck.data.encoding import texts_of
 from limbeck.data.examples import Source, check_skipped
@@ -19,6 +19,7 @@ from limbeck.methods.passes import Model
 from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
+from limbeck.models.convert import convert
 from limbeck.models.fusion import FusionConfig
 from limbeck.models.inherit import TowerName, inherit_tower, load_tower
 from limbeck.models.load import load_model
@@ -26,14 +27,12 @@ from limbeck.models.med import TextConfig
 from limbeck.models.refit import refit
 from limbeck.models.scales import TEXT, VISION
 from limbeck.models.vision import VisionConfig
-from limbeck.recipe import Recipe, RecipeError, StudentConfig, TeacherConfig, TextChoice, VisionChoice
+from limbeck.recipe.dlip import DLIPRecipe, StudentConfig, TeacherConfig, TextChoice, VisionChoice
+from limbeck.recipe.shared import RecipeError
 from limbeck.training.freeze import freeze
-from limbeck.training.schedule import Schedule, epoch_schedule
-
-ASSETS = Path(str(files("limbeck"))) / "assets"
 
 
-def open_data(recipe: Recipe) -> Source:
+def open_data(recipe: DLIPRecipe) -> Source:
     """The training examples. Raises DataError where too much of them is broken."""
     source = load_sources(recipe.data.train, Path(recipe.data.root))
     total = len(source.examples) + len(source.skipped)
@@ -41,7 +40,7 @@ def open_data(recipe: Recipe) -> Source:
     return source
 
 
-def open_tokenizer(recipe: Recipe, source: Source | None) -> PreTrainedTokenizerFast:
+def open_tokenizer(recipe: DLIPRecipe, source: Source | None) -> PreTrainedTokenizerFast:
     """The recipe's tokenizer; a `wordpiece` one is trained on the texts of `source`."""
     config = recipe.tokenizer
     if isinstance(config, FolderTokenizer):
@@ -49,12 +48,12 @@ def open_tokenizer(recipe: Recipe, source: Source | None) -> PreTrainedTokenizer
     return load_tokenizer(config, None if source is None else texts_of(source.examples))
 
 
-def build_pairs(recipe: Recipe, source: Source, tokenizer: PreTrainedTokenizerFast) -> Pairs:
+def build_pairs(recipe: DLIPRecipe, source: Source, tokenizer: PreTrainedTokenizerFast) -> Pairs:
     """The training dataset."""
     return Pairs(source, tokenizer, recipe.data.transform, recipe.data.pairs, seed=recipe.seed)
 
 
-def build_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Model | None:
+def build_teacher(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast) -> Model | None:
     """The teacher, frozen, in the precision that the recipe asks for; None without one."""
     if recipe.teacher is None:
         return None
@@ -69,18 +68,7 @@ def open_teacher(config: TeacherConfig) -> Model:
     return teacher if config.image_size is None else refit(teacher, image_size=config.image_size)
 
 
-def shipped(folder: str) -> str:
-    """A model folder's path; `limbeck:NAME` is one that comes with the package."""
-    kind, _, name = folder.partition(":")
-    if kind != "limbeck":
-        return folder
-    if not (ASSETS / name / "config.json").is_file():
-        choices = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-        raise RecipeError(f"{folder}: no such model comes with limbeck; there are {', '.join(choices)}")
-    return str(ASSETS / name)
-
-
-def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: Model | None) -> Model:
+def build_student(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast, teacher: Model | None) -> Model:
     """The student with its first weights: random, slices of the teacher, pretrained towers, or a trained folder.
 
     The recipe's seed is set here, so that random weights are the same with and without a teacher.
@@ -103,13 +91,18 @@ def build_student(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, teacher: M
     return student
 
 
-def build_method(recipe: Recipe, student: Model, teacher: Model | None) -> DLIP:
+def build_method(recipe: DLIPRecipe, student: Model, teacher: Model | None) -> DLIP:
     """The recipe's method over its models. Raises RecipeError where they do not fit each other, or the data."""
     size = student.config.vision.image_size
     if recipe.data.transform.size != size:
         raise RecipeError(f"data.transform.size: {recipe.data.transform.size}, but the student's image_size is {size}")
     if teacher is not None:
         _check_fit(student, teacher)
+    for index, task in enumerate(recipe.export):
+        try:
+            convert(student, task)
+        except ValueError as error:
+            raise RecipeError(f"export.{index}: {error}") from None
     stages = [Stage(**stage.model_dump()) for stage in recipe.stages]
     try:
         method = DLIP(recipe.dlip, student, teacher, stages)
@@ -121,14 +114,6 @@ def build_method(recipe: Recipe, student: Model, teacher: Model | None) -> DLIP:
         except ValueError as error:
             raise RecipeError(f"stages.{index}.{error}") from None
     return method
-
-
-def build_schedule(recipe: Recipe) -> Schedule | None:
-    """The papers' learning rate; None leaves it to TrainingArguments."""
-    if recipe.schedule is None:
-        return None
-    settings = recipe.schedule.model_dump()
-    return epoch_schedule(settings.pop("kind"), peak=recipe.training.get("learning_rate", 5e-5), **settings)
 
 
 def _new_student(

@@ -1,0 +1,1 @@
+"""A recipe's models, data and method as objects, by method."""

@@ -1,0 +1,33 @@
+"""One entry for every kind of conversations: a recipe's `source:` section in, conversations out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from limbeck.data.conversations import ConversationSource, join
+from limbeck.data.example_conversations import CaptionsConfig, DialogueConfig, InstructionsConfig, load_examples
+from limbeck.data.llava import LlavaConfig, load_llava
+from limbeck.data.messages import MessagesConfig, load_messages
+
+AnyConversations = LlavaConfig | MessagesConfig | CaptionsConfig | InstructionsConfig | DialogueConfig
+ConversationSourceConfig = Annotated[AnyConversations, Field(discriminator="source")]
+
+
+def load_conversation_source(config: AnyConversations, base: Path = Path()) -> ConversationSource:
+    """Open a source. Relative paths start from `base`. Raises DataError."""
+    match config:
+        case LlavaConfig():
+            return load_llava(config, base)
+        case MessagesConfig():
+            return load_messages(config, base)
+        case CaptionsConfig() | InstructionsConfig() | DialogueConfig():
+            return load_examples(config, base)
+
+
+def load_conversations(configs: Sequence[AnyConversations], base: Path = Path()) -> ConversationSource:
+    """Several sources as one, in the order given."""
+    return join([load_conversation_source(config, base) for config in configs])

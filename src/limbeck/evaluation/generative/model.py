@@ -1,0 +1,145 @@
+"""A model that writes: any transformers image-text-to-text model with its processor, limbeck's own folders too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from PIL import Image
+from pydantic import Field
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+import limbeck.models.duet  # noqa: F401  (makes limbeck's own folders known to transformers)
+from limbeck.config import Section
+from limbeck.evaluation.inputs import evaluating
+from limbeck.models.hub import local_model
+
+
+class AnsweringConfig(Section):
+    """How prompts are answered. The defaults write greedily, so that the same model gives the same answers."""
+
+    batch_size: int = Field(default=8, ge=1)
+    """prompts at once"""
+    workers: int = Field(default=0, ge=0)
+    """processes that decode and prepare pictures; 0 does it in this one"""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """share of broken pictures past which the evaluation stops; what is skipped counts nowhere"""
+    num_beams: int = Field(default=1, ge=1)
+    """1 writes greedily"""
+    temperature: float = Field(default=0, ge=0)
+    """above 0 samples; the answers then depend on how prompts fall into batches too"""
+    top_p: float = Field(default=1, gt=0, le=1)
+    """sampling: from the likeliest tokens that hold this share"""
+    seed: int = 0
+    """sampling"""
+
+
+class GenerativeModel:
+    """A model and its processor, by what evaluation asks of them."""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        """Raises ValueError where the model cannot write, or its processor has no chat template or padding token."""
+        if not isinstance(model, GenerationMixin):
+            raise ValueError(f"{type(model).__name__} cannot generate; wanted an image-text-to-text model")
+        if processor.chat_template is None and processor.tokenizer.chat_template is None:
+            raise ValueError(f"{type(processor).__name__}: no chat template, so there is no telling how it is asked")
+        if processor.tokenizer.pad_token_id is None:
+            raise ValueError(f"{type(processor.tokenizer).__name__}: no padding token; set `pad_token`, e.g. to </s>")
+        self.model = model
+        self.processor = processor
+        self._generate = cast(Any, model).generate
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | Literal["auto"] = "auto",
+    ) -> GenerativeModel:
+        """Load a folder, or a model by its Hugging Face name; `dtype` "auto" is the one its weights were saved in."""
+        path = local_model(folder)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        return cls(cast(Any, model).to(device), AutoProcessor.from_pretrained(path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def fingerprint(self) -> str:
+        """Tells models apart: class, settings, and the first numbers of every parameter."""
+        digest = hashlib.blake2b(digest_size=8)
+        settings = json.dumps(_plain(self.model.config.to_dict()), sort_keys=True, default=str)
+        digest.update(f"{type(self.model).__name__} {settings}".encode())
+        for name, parameter in self.model.named_parameters():
+            start = parameter.detach().flatten()[:16].double().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + start.numpy().tobytes())
+        return digest.hexdigest()
+
+    def render(self, prompt: str, images: int) -> str:
+        """The whole text that the model reads: the chat template around pictures and prompt."""
+        content: list[dict[str, str]] = [{"type": "image"}] * images
+        if prompt:
+            content = [*content, {"type": "text", "text": prompt}]
+        conversation = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def length(self, text: str) -> int:
+        """How many tokens a rendered text has, each picture counted as one."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def write(self, inputs: BatchFeature, max_new_tokens: int, config: AnsweringConfig) -> list[str]:
+        """The answers to prepared prompts [B, T], without special tokens and outer spaces."""
+        inputs = inputs.to(self.device, dtype=self.model.dtype)
+        sampling = config.temperature > 0
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            num_beams=config.num_beams,
+            do_sample=sampling,
+            temperature=config.temperature if sampling else 1.0,
+            top_p=config.top_p if sampling else 1.0,
+            top_k=0 if sampling else 50,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+        with evaluating(self.model, self.device, bf16=False):
+            written = self._generate(**inputs, generation_config=settings)
+        assert isinstance(written, torch.Tensor)
+        new = written[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def prepare(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
+    """Rendered texts and the pictures of each, equally many, as tensors padded on the left."""
+    start = processor.tokenizer.bos_token
+    return cast(Any, processor)(
+        text=list(texts),
+        images=[list(shown) for shown in images] if images[0] else None,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=start is None or not texts[0].startswith(start),
+        return_tensors="pt",
+    )
+
+
+def _plain(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    """Settings of a model without what depends on where it lies and who wrote it."""
+    return {
+        str(key): _plain(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if not str(key).startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+    }

@@ -1,0 +1,327 @@
+"""CTVLM: a tiny and a large vision-language model that teach each other (Lu et al., 2024).
+
+    I-a  align_tiny    L = ITC + ITM + ITG of the tiny model
+    I-b  align_large   L = (1 - lambda) (CE_tiny + CE_large) + lambda KL(tiny || large)        (Eq. 3)
+    II   tune          L = (1 - lambda) (CE_tiny + CE_large) + lambda KL(tiny || large)        (Eq. 4)
+
+In I-b the tiny model is the teacher, so its KL is forward; in II the large one is, so it is reverse. Only what a stage
+trains gets a gradient: the connector P2 in I-b, everything but the eye in II, where the teacher's logits are detached
+and its features, which come from the tiny model, are not. A fourth kind, `language`, teaches the large model its
+language first, where it has no pretrained weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from limbeck.distributed import gather, rank
+from limbeck.losses.contrastive import hard_negatives, matching
+from limbeck.losses.divergence import linear_cross_entropy, linear_divergence
+from limbeck.losses.reduce import masked_mean
+from limbeck.method import Loss, Method, Stage
+from limbeck.models.duet import Duet
+from limbeck.models.duet_build import fill_table
+from limbeck.types import IGNORE, ConversationBatch
+
+Kind = Literal["language", "align_tiny", "align_large", "tune"]
+Direction = Literal["none", "forward", "reverse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuetStage(Stage):
+    """A stage of CTVLM."""
+
+    kind: Kind
+    kd: Direction = "none"
+    """KL(teacher || student), KL(student || teacher), or none; tiny teaches in `align_large`, large in `tune`"""
+    kd_weight: float = 0.3
+    """the papers' lambda"""
+    temperature: float = 1.0
+    on_policy: bool = False
+    """the divergence is taken on answers that the student samples, not on the data's"""
+    models: Literal["both", "tiny"] = "both"
+    """`tiny` leaves the large model out: the baseline of Table 4"""
+    stop_token_id: int = 2
+    """ends a sampled answer"""
+    pad_token_id: int = 0
+
+
+class Heads(nn.Module):
+    """What stage I-a compares pictures and texts with: two projections, a matching head, a temperature."""
+
+    def __init__(self, width: int, embedding: int):
+        super().__init__()
+        self.image = nn.Linear(width, embedding)
+        self.text = nn.Linear(width, embedding)
+        self.match = nn.Linear(width, 2)
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+
+
+class Predictions(NamedTuple):
+    """One language model's answers, as what meets its head."""
+
+    hidden: Tensor
+    """[A, E], one row for each supervised token"""
+    head: Tensor
+    """[V, E]"""
+    targets: Tensor
+    """[A] the tokens to predict"""
+
+
+class CTVLM(Method):
+    """The duet, stage I-a's heads, and the losses of each stage.
+
+    `vocabulary` is the tokenizer's size: head rows past it are padding and count in no softmax.
+    """
+
+    def __init__(self, duet: Duet, vocabulary: int, stages: Sequence[DuetStage], embedding: int = 256):
+        super().__init__()
+        self.duet = duet
+        self.heads = Heads(duet.tiny.width, embedding)
+        self.vocabulary = vocabulary
+        self.plan = tuple(replace(stage, trainable=stage.trainable or self._trains(stage)) for stage in stages)
+        self.stage = self.plan[0]
+
+    def stages(self) -> Iterator[Stage]:
+        for stage in self.plan:
+            self.stage = stage
+            yield stage
+            if stage.kind == "language":
+                fill_table(self.duet)
+
+    def teachers(self) -> tuple[str, ...]:
+        """What no stage so far has changed, and heads that none needs any more; checkpoints leave it out."""
+        kinds = {stage.kind for stage in self.plan[: self.plan.index(self.stage) + 1]}
+        untouched = ["duet.tiny.eye"]
+        untouched += ["duet.tiny.table"] if self.duet.tiny.table_is_frozen else []
+        untouched += ["duet.large"] if not kinds & {"language", "tune"} else []
+        untouched += ["duet.connector"] if not kinds & {"align_large", "tune"} else []
+        untouched += ["heads"] if self.stage.kind != "align_tiny" else []
+        return tuple(untouched)
+
+    def followers(self) -> tuple[str, ...]:
+        return ()
+
+    def _trains(self, stage: DuetStage) -> tuple[str, ...]:
+        """What a stage trains (the paper's sections 3.3 and 4.1): the eye never, a frozen token table neither."""
+        tiny = tuple(f"duet.tiny.{name}" for name, part in self.duet.tiny.named_children() if _has_weights(part))
+        frozen = {"duet.tiny.eye"} | ({"duet.tiny.table"} if self.duet.tiny.table_is_frozen else set())
+        tiny = tuple(name for name in tiny if name not in frozen)
+        match stage.kind:
+            case "language":
+                return ("duet.large",)
+            case "align_tiny":
+                return (*tiny, "heads")
+            case "align_large":
+                return ("duet.connector",)
+            case "tune":
+                return tiny if stage.models == "tiny" else (*tiny, "duet.connector", "duet.large")
+
+    def train(self, mode: bool = True) -> CTVLM:
+        """What is frozen stays without dropout: the eye always, both language models in `align_large`."""
+        super().train(mode)
+        self.duet.tiny.eye.eval()
+        if self.stage.kind == "align_large":
+            self.duet.tiny.eval()
+            self.duet.large.eval()
+        return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """What TrainingArguments' `gradient_checkpointing` asks of a model."""
+        self.duet.gradient_checkpointing_enable()
+
+    def begin_stage(self, stage: Stage, steps_per_epoch: int) -> None:
+        assert isinstance(stage, DuetStage)
+        self.stage = stage
+
+    @torch.no_grad()
+    def begin_step(self, step: int) -> None:
+        self.heads.temperature.clamp_(1e-3, 0.5)
+
+    def forward(self, batch: ConversationBatch) -> Loss:
+        match self.stage.kind:
+            case "language":
+                return self._read_texts(batch)
+            case "align_tiny":
+                return self._align_tiny(batch)
+        return self._teach(batch)
+
+    def _read_texts(self, batch: ConversationBatch) -> Loss:
+        """Every text token is predicted by the large model; pictures are left out."""
+        ids, mask = without_pictures(batch, self.duet.image_token_id)
+        labels = ids.roll(-1, 1).masked_fill(~mask.roll(-1, 1), IGNORE)
+        labels[:, -1] = IGNORE
+        counts = batch["counts"]  # whose tokens are those of the pictures too; the first text token is no target
+        weight = 1 / (counts.tokens - counts.pairs * (1 + self.duet.tiny.config.image_tokens))
+        large = self._large(self.duet.large_embeddings(ids), mask, labels)
+        return Loss(terms={"language/large": self._cross_entropy(large, weight)}, weights={"language/large": 1.0})
+
+    def _align_tiny(self, batch: ConversationBatch) -> Loss:
+        """BLIP-2's three losses for a causal model: one pass over 3B rows serves matching and generation."""
+        tiny, counts, size = self.duet.tiny, batch["counts"], len(batch["input_ids"])
+        image = tiny.see(batch["pixel_values"])
+        ids, mask = without_pictures(batch, self.duet.image_token_id)
+        seen = functional.normalize(self.heads.image(image.mean(1)).float(), dim=-1)
+        said = functional.normalize(self.heads.text(last_of(tiny.read(ids, mask), mask)).float(), dim=-1)
+        scale = self.heads.temperature
+        to_text, to_image = seen @ gather(said).T / scale, said @ gather(seen).T / scale
+        right = torch.arange(size, device=seen.device) + rank() * size
+        contrast = [
+            functional.cross_entropy(x, right, reduction="none", label_smoothing=0.1) for x in (to_text, to_image)
+        ]
+
+        columns = slice(rank() * size, (rank() + 1) * size)
+        same = batch["image_id"][:, None] == batch["image_id"]
+        wrong_text = hard_negatives(to_text[:, columns].detach(), same)
+        wrong_picture = hard_negatives(to_image[:, columns].detach(), same)
+        own = torch.arange(size, device=seen.device)
+        texts, pictures = torch.cat([own, own, wrong_text]), torch.cat([own, wrong_picture, own])
+        mask = batch["attention_mask"]
+        hidden = tiny.read(batch["input_ids"][texts], mask[texts], image[pictures])
+        is_pair = torch.zeros(3 * size, dtype=torch.long, device=seen.device)
+        is_pair[:size] = 1
+        match = matching(self.heads.match(last_of(hidden, mask[texts])), is_pair)
+        written = self._tiny(hidden[:size], batch["labels"])
+        terms = {
+            "contrastive": masked_mean(torch.stack(contrast).mean(0), count=counts.pairs),
+            "matching": masked_mean(match, count=3 * counts.pairs),
+            "language/tiny": self._cross_entropy(written, 1 / counts.answer_tokens),
+        }
+        return Loss(terms=terms, weights=dict.fromkeys(terms, 1.0), state={"temperature": scale.detach()})
+
+    def _teach(self, batch: ConversationBatch) -> Loss:
+        """Stages I-b and II: both models' cross-entropy, and the divergence between them."""
+        stage, weight = self.stage, 1 / batch["counts"].answer_tokens
+        assert isinstance(stage, DuetStage)
+        image = self.duet.tiny.see(batch["pixel_values"])
+        tiny, large = self._answer(batch["input_ids"], batch["attention_mask"], batch["labels"], image)
+        terms = {"language/tiny": self._cross_entropy(tiny, weight)}
+        share = stage.kd_weight if stage.kd != "none" else 0.0
+        weights = {"language/tiny": 1 - share}
+        if large is not None:
+            terms["language/large"] = self._cross_entropy(large, weight)
+            weights["language/large"] = 1 - share
+        if large is not None and stage.kd != "none":
+            if stage.on_policy:
+                ids, mask, labels = self._sample(batch)
+                tiny, large = self._answer(ids, mask, labels, image)
+                assert large is not None
+                weight = 1 / (labels != IGNORE).sum()
+            student, teacher = (large, tiny) if stage.kind == "align_large" else (tiny, large)
+            terms[f"{stage.kd}_kl"] = self._divergence(student, teacher, weight)
+            weights[f"{stage.kd}_kl"] = share
+        return Loss(terms=terms, weights=weights)
+
+    def _answer(
+        self, ids: Tensor, mask: Tensor, labels: Tensor, image: Tensor
+    ) -> tuple[Predictions, Predictions | None]:
+        """Both models over the same conversations; the large one reads the tiny one's features."""
+        hidden = self.duet.tiny.read(ids, mask, image)
+        tiny = self._tiny(hidden, labels)
+        assert isinstance(self.stage, DuetStage)
+        if self.stage.models == "tiny":
+            return tiny, None
+        large = self._large(*self.duet.large_inputs(ids, mask, hidden, labels))
+        assert torch.equal(tiny.targets, large.targets), "both models answer the same tokens in the same order"
+        return tiny, large
+
+    def _tiny(self, hidden: Tensor, labels: Tensor) -> Predictions:
+        answers = labels != IGNORE
+        return Predictions(self.duet.tiny.head_input(hidden[answers]), self.duet.tiny.head_weight, labels[answers])
+
+    def _large(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Predictions:
+        answers = labels != IGNORE
+        hidden = self.duet.large_hidden(embeddings, mask)
+        return Predictions(hidden[answers], self.duet.large_head_weight, labels[answers])
+
+    def _cross_entropy(self, predicted: Predictions, weight: Tensor) -> Tensor:
+        """Sum over answer tokens times `weight`, 1 / their number in the whole step."""
+        weights = weight.expand(len(predicted.targets))
+        return linear_cross_entropy(
+            predicted.hidden, predicted.head, predicted.targets, weights, vocabulary=self.vocabulary
+        )
+
+    def _divergence(self, student: Predictions, teacher: Predictions, weight: Tensor) -> Tensor:
+        assert isinstance(self.stage, DuetStage)
+        assert self.stage.kd != "none"
+        return linear_divergence(
+            student.hidden,
+            student.head,
+            teacher.hidden.detach(),
+            teacher.head.detach(),
+            weight.expand(len(student.targets)),
+            kind=self.stage.kd,
+            temperature=self.stage.temperature,
+            vocabulary=self.vocabulary,
+        )
+
+    @torch.no_grad()
+    def _sample(self, batch: ConversationBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's own answers to the conversations' first questions: ids, mask and shifted labels [B, T]."""
+        stage, answers = self.stage, batch["labels"] != IGNORE
+        assert isinstance(stage, DuetStage)
+        first = answers.int().argmax(1)
+        asked = torch.arange(answers.shape[1], device=first.device) <= first[:, None]
+        ids, mask = to_left(batch["input_ids"], asked, stage.pad_token_id)
+        student = self.duet if stage.kind == "align_large" else self.duet.tiny
+        mode = student.training
+        student.eval()
+        said = student.generate(
+            ids,
+            pixel_values=batch["pixel_values"],
+            attention_mask=mask,
+            max_new_tokens=int(answers.sum(1).max()),
+            do_sample=True,
+            eos_token_id=stage.stop_token_id,
+            pad_token_id=stage.pad_token_id,
+        )
+        student.train(mode)
+        new = said[:, ids.shape[1] :]
+        ended = (new == stage.stop_token_id).int().cumsum(1)
+        is_said = ended - (new == stage.stop_token_id).int() == 0
+        labels = torch.full_like(said, IGNORE)
+        labels[:, ids.shape[1] - 1 : -1] = new.masked_fill(~is_said, IGNORE)
+        return to_right(said, torch.cat([mask, is_said], dim=1), labels, stage.pad_token_id)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def without_pictures(batch: ConversationBatch, image_token_id: int) -> tuple[Tensor, Tensor]:
+    """The texts alone: ids and mask [B, T - N] of rows that all hold the same number N of image tokens."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    kept = ids != image_token_id
+    length = int(kept.sum(1)[0])
+    return ids[kept].view(len(ids), length), mask[kept].view(len(ids), length)
+
+
+def last_of(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The hidden state of each row's last real token, [B, T, D] -> [B, D]; rows are padded on the right."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+
+
+def to_left(ids: Tensor, kept: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """The `kept` tokens [B, T] of each row, padded on the left to the longest: ids and mask."""
+    lengths = kept.sum(1)
+    place = torch.arange(int(lengths.max()), device=ids.device)
+    mask = place >= (len(place) - lengths)[:, None]
+    moved = torch.full(mask.shape, pad, dtype=ids.dtype, device=ids.device)
+    moved[mask] = ids[kept]
+    return moved, mask
+
+
+def to_right(ids: Tensor, kept: Tensor, labels: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `kept` tokens [B, T] of each row and their labels, padded on the right to the longest: ids, mask, labels."""
+    lengths = kept.sum(1)
+    mask = torch.arange(int(lengths.max()), device=ids.device) < lengths[:, None]
+    moved = torch.full(mask.shape, pad, dtype=ids.dtype, device=ids.device)
+    moved_labels = torch.full_like(moved, IGNORE)
+    moved[mask], moved_labels[mask] = ids[kept], labels[kept]
+    return moved, mask, moved_labels

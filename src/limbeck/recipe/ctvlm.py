@@ -1,0 +1,143 @@
+"""The recipe of CTVLM: an eye, a tiny and a large language model, and the stages in which they learn together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.config import Section
+from limbeck.data.chat import ChatConfig
+from limbeck.data.conversation_sources import ConversationSourceConfig
+from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
+from limbeck.data.dialogue_set import DialoguesConfig
+from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
+from limbeck.evaluation.generative.model import AnsweringConfig
+from limbeck.recipe.shared import RunSettings, StageSettings, check_stages
+
+
+class LanguageModelChoice(Section):
+    """A decoder-only language model of transformers: a pretrained one by `folder`, or a new one."""
+
+    folder: str | None = None
+    """a folder or hub name; it brings its own sizes"""
+    kind: Literal["opt", "llama", "qwen2", "qwen3"] = "llama"
+    """the class of a new one"""
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    max_positions: int = 2048
+    """longest sequence of a new one"""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> LanguageModelChoice:
+        sizes = (self.width, self.layers, self.heads)
+        if self.folder is None and None in sizes:
+            raise ValueError("give `folder`, or `width`, `layers` and `heads` of a new model")
+        if self.folder is not None and sizes != (None, None, None):
+            raise ValueError("give `folder`, or `width`, `layers` and `heads`, not both")
+        return self
+
+
+class DuetChoice(Section):
+    """The models (the paper's section 3.1) and how they are joined."""
+
+    eye: str
+    """a CLIP, SigLIP or ViT folder or hub name, a model of limbeck's, or limbeck:NAME; it never trains"""
+    eye_layer: int = -2
+    """whose hidden states are the picture; the last but one as in LLaVA"""
+    tiny: LanguageModelChoice
+    large: LanguageModelChoice
+    embeddings: Literal["large_frozen", "resized"] = "large_frozen"
+    """the tiny model's token table: the large model's own, frozen, or one of the tiny model's width, trained"""
+    fusion: Literal["prefix+cross", "prefix", "cross"] = "prefix+cross"
+    """how the tiny model sees: picture tokens in its sequence, cross-attention in every layer, or both"""
+    connector: Literal["mlp", "linear"] = "mlp"
+    """both maps between widths: LLaVA-1.5's mlp2x_gelu, or one layer"""
+    features: Literal["I", "I+T", "P+I+T"] = "I+T"
+    """what the large model reads of the tiny one: hidden states of picture, instruction, prompt (Table 5)"""
+    embedding: int = Field(default=256, gt=0)
+    """width of the space in which stage I-a compares pictures and texts"""
+
+
+class ConversationsConfig(Section):
+    """What every stage's data share."""
+
+    root: str = "."
+    """folder that relative paths start from, those of `evaluation` too"""
+    dialogues: DialoguesConfig = DialoguesConfig(needs_image=True)
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """share of broken records and pictures past which the run stops"""
+
+    @model_validator(mode="after")
+    def _pictures(self) -> ConversationsConfig:
+        if not self.dialogues.needs_image:
+            raise ValueError("dialogues.needs_image: CTVLM's stages want a picture in every conversation; set it true")
+        return self
+
+
+class CTVLMStageConfig(StageSettings):
+    """A stage (the paper's section 3.3)."""
+
+    kind: Literal["language", "align_tiny", "align_large", "tune"]
+    """I-a `align_tiny`, I-b `align_large`, II `tune`; `language` first, for models without pretrained weights"""
+    data: tuple[ConversationSourceConfig, ...] = Field(min_length=1)
+    """sources, joined in this order"""
+    chat: ChatConfig = ChatConfig(template="plain")
+    """the template that makes a text of a conversation; the last stage's is saved with the models"""
+    kd: Literal["none", "forward", "reverse"] | None = None
+    """KL(teacher || student), KL(student || teacher) or none; null: forward in I-b, reverse in II"""
+    lambda_: float = Field(default=0.3, ge=0, lt=1, alias="lambda")
+    """the divergence's share of the loss (Eqs. 3 and 4)"""
+    temperature: float = Field(default=1.0, gt=0)
+    """softens both models' distributions in the divergence"""
+    on_policy: bool = False
+    """take the divergence on answers that the student samples (Eq. 2), not on the data's"""
+    models: Literal["both", "tiny"] = "both"
+    """`tiny` trains stage II without the large model (Table 4's "only TinyLMs")"""
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> CTVLMStageConfig:
+        if self.kind in ("language", "align_tiny") and (self.kd or self.on_policy):
+            raise ValueError(f"kd, on_policy: there is no divergence in a stage of kind {self.kind}")
+        if self.kind == "align_tiny" and self.chat.template != "plain":
+            raise ValueError("chat.template: stage I-a compares pictures with bare captions; its template is plain")
+        if self.models == "tiny" and self.kind != "tune":
+            raise ValueError(f"models: tiny goes with kind: tune, not {self.kind}")
+        if self.models == "tiny" and (self.kd not in (None, "none") or self.on_policy):
+            raise ValueError("kd, on_policy: with models: tiny there is no other model to learn from")
+        return self
+
+    @property
+    def direction(self) -> Literal["none", "forward", "reverse"]:
+        """`kd`, or what the paper does in such a stage."""
+        if self.kd is not None:
+            return self.kd
+        if self.kind == "align_large":
+            return "forward"
+        return "reverse" if self.kind == "tune" and self.models == "both" else "none"
+
+
+class CTVLMEvaluationConfig(Section):
+    """What both models are tried on."""
+
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+    answering: AnsweringConfig = AnsweringConfig()
+    models: tuple[Literal["tiny", "large"], ...] = ("tiny", "large")
+
+
+class CTVLMRecipe(RunSettings):
+    """Everything that a CTVLM run does."""
+
+    method: Literal["ctvlm"]
+    duet: DuetChoice
+    tokenizer: DecoderTokenizerConfig
+    """of both language models; one that has another is refused"""
+    data: ConversationsConfig = ConversationsConfig()
+    stages: tuple[CTVLMStageConfig, ...] = Field(min_length=1)
+    evaluation: CTVLMEvaluationConfig = CTVLMEvaluationConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CTVLMRecipe:
+        check_stages(self.training, self.stages)
+        return self

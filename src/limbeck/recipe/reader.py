@@ -1,0 +1,149 @@
+"""A recipe: strict YAML that says everything a run does. Reading one finds every mistake before anything trains.
+
+A recipe can start from another one (`base: other.yaml`, a path beside it) and say only what differs. Dotted overrides
+(`training.learning_rate=1e-4`) come last.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from limbeck.explain import explain, nearest
+from limbeck.recipe.ctvlm import CTVLMRecipe
+from limbeck.recipe.dlip import DLIPRecipe
+from limbeck.recipe.shared import RecipeError
+
+SHIPPED = Path(str(files("limbeck"))) / "recipes"
+
+Recipe = DLIPRecipe | CTVLMRecipe
+
+METHODS: Mapping[str, type[Recipe]] = {"dlip": DLIPRecipe, "ctvlm": CTVLMRecipe}
+"""The recipe's class by its `method`."""
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or by shipped name, apply overrides, check everything. Raises RecipeError."""
+    path = find_recipe(name)
+    values = _read(path, ())
+    for override in overrides:
+        _override(values, override)
+    method = values.get("method", "dlip")
+    if method not in METHODS:
+        raise RecipeError(f"{path}: method: {method!r} is none of {', '.join(METHODS)}{nearest(str(method), METHODS)}")
+    kind = METHODS[method]
+    try:
+        return kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise RecipeError(f"{path}:\n" + "\n".join(f"  {line}" for line in explain(error, kind))) from None
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or a shipped name such as `dlip/quickstart` or `recipes/dlip/quickstart.yaml`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    if (SHIPPED / f"{short}.yaml").is_file():
+        return SHIPPED / f"{short}.yaml"
+    hint = nearest(short, shipped_recipes()) or "; `limbeck recipe list` shows those that ship"
+    raise RecipeError(f"{name}: no such file and no shipped recipe{hint}")
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with limbeck."""
+    return sorted(str(path.relative_to(SHIPPED).with_suffix("")) for path in SHIPPED.rglob("*.yaml"))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, to which a key given twice is an error, 5e-4 a number, and `no` a word (YAML 1.2)."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+        seen.add(key.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_BOOL = "tag:yaml.org,2002:bool"
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: `base` leads back to itself")
+    if not path.is_file():
+        raise RecipeError(f"{seen[-1]}: base: there is no file {path}")
+    try:
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, mappings key by key, everything else whole; so is a `tokenizer` of another kind."""
+    merged = dict(base)
+    for key, value in values.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and old.get(key) == value.get(key, old.get(key)):
+            value = _merge(old, value)
+        merged[key] = value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r}: write key.path=value, for example training.learning_rate=1e-4")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: {text!r} is not valid YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = values
+    for depth, part in enumerate(parents):
+        if isinstance(node, list):
+            node = _item(node, part, override)
+            continue
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict | list):
+            raise RecipeError(f"override {override!r}: {'.'.join(parents[: depth + 1])} is no section, it is {child!r}")
+        node = child
+    if isinstance(node, list):
+        _item(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _item(items: list, part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise RecipeError(f"override {override!r}: {part!r} is no index of a list of {len(items)}")
+    return items[int(part)]

@@ -1,0 +1,90 @@
+"""What every method's recipe has: where it runs to, its seed, its stages' names and TrainingArguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from limbeck.config import Section
+from limbeck.explain import nearest
+
+
+class RecipeError(Exception):
+    """A recipe that cannot run; the message names the file, the key, what was found and what would be right."""
+
+
+class StageSettings(Section):
+    """What a stage of any method has."""
+
+    name: str = Field(default="pretrain", pattern=r"^[a-z0-9_-]+$")
+    trainable: tuple[str, ...] = ()
+    """globs over parameter names; empty: what the method trains in such a stage"""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """TrainingArguments that this stage overrides"""
+
+
+class ScheduleConfig(Section):
+    """The papers' learning rate: linear warm-up by steps, then one value per epoch."""
+
+    kind: Literal["epoch_exponential", "epoch_cosine"]
+    """max(minimum, rate^epoch), as DLIP pre-trains; or a cosine by epoch to the minimum, as BLIP fine-tunes"""
+    rate: float = Field(default=0.85, gt=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_from: float = Field(default=1e-6, ge=0)
+    """absolute learning rate at step 0"""
+    minimum: float = Field(default=1e-6, ge=0)
+    """absolute learning rate that it never falls below"""
+
+
+class RunSettings(Section):
+    """What a recipe of any method has."""
+
+    output: str
+    """the run folder"""
+    seed: int = 42
+    training: dict[str, Any] = Field(default_factory=dict)
+    """TrainingArguments by their own names"""
+    schedule: ScheduleConfig | None = None
+    """None: TrainingArguments' lr_scheduler_type"""
+    gradient_share_steps: int = Field(default=200, ge=0)
+    """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
+
+
+def check_stages(training: Mapping[str, Any], stages: Sequence[StageSettings]) -> None:
+    """Raise ValueError where stages share a name, or a setting is none of TrainingArguments'."""
+    check_training("training", training)
+    for index, stage in enumerate(stages):
+        check_training(f"stages.{index}.training", stage.training)
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"stages: two stages of one name in {names}; a name is a checkpoint folder")
+
+
+_ANY_TYPE = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+
+def check_training(where: str, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a setting is no field of TrainingArguments, of a wrong type, or limbeck's own to set."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    types = get_type_hints(TrainingArguments)
+    for name, value in settings.items():
+        if name in ("output_dir", "seed"):
+            raise ValueError(f"{where}.{name}: limbeck sets it from the recipe's `{name.partition('_')[0]}`")
+        if name not in known:
+            raise ValueError(f"{where}.{name}: TrainingArguments has no such setting{nearest(name, known)}")
+        try:
+            TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{where}.{name}: {error.errors()[0]['msg']} (found {value!r})") from None
+        choices = [member.value for kind in _enums(types[name]) for member in kind]
+        if choices and value not in choices:
+            raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
+
+
+def _enums(annotation: Any) -> list[type[Enum]]:
+    return [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Enum)]

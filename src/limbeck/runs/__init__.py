@@ -1,0 +1,1 @@
+"""A recipe's run from first to last, by method."""

@@ -1,0 +1,121 @@
+"""A CTVLM recipe's run from first to last: train stage by stage, keep both models, try both.
+
+The run folder:
+
+    recipe.yaml  environment.json  log.jsonl
+    skipped.jsonl     records that are broken
+    left_out.jsonl    conversations that are whole and not used: too long, without a picture
+    stages/<stage>/   checkpoints, and what the finished stage has trained
+    student/          the duet, which answers with the large model; AutoModelForImageTextToText loads it
+    evaluation/  profile.json
+    tiny/             the same three of the tiny model alone, which needs no large one
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from limbeck.assemble.ctvlm import (
+    build_dialogues,
+    build_method,
+    build_models,
+    last_chat,
+    open_sources,
+    open_tokenizer,
+)
+from limbeck.assemble.shared import build_schedule
+from limbeck.data.chat import Chat
+from limbeck.distributed import rank
+from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
+from limbeck.evaluation.generative.model import GenerativeModel
+from limbeck.models.duet import Duet
+from limbeck.models.duet_processor import make_processor
+from limbeck.recipe.ctvlm import CTVLMRecipe
+from limbeck.runs.folder import check_training, record, refuse_another_recipe
+from limbeck.training.checkpoint import write_text
+from limbeck.training.run import TrainingData, run_stages
+from limbeck.training.skips import SkipLog
+
+ROLES = {"large": ".", "tiny": "tiny"}
+"""Where each model's folders stand in the run folder."""
+
+
+def run_ctvlm(recipe: CTVLMRecipe) -> Path:
+    """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder."""
+    folder, started = Path(recipe.output), time.time()
+    check_training(folder, recipe, recipe.stages)
+    refuse_another_recipe(folder, recipe)
+    for benchmark in recipe.evaluation.benchmarks:
+        load_benchmark(benchmark, Path(recipe.data.root))
+    if not (folder / "student" / "config.json").exists() or not (folder / "tiny" / "student" / "config.json").exists():
+        sources = open_sources(recipe)
+        tokenizer = open_tokenizer(recipe, sources.values())
+        duet = build_models(recipe, tokenizer)
+        method = build_method(recipe, duet, tokenizer)
+        datasets = build_dialogues(recipe, sources, tokenizer, duet)
+        different = list({id(source): source for source in sources.values()}.values())
+        total = sum(len(source.conversations) + len(source.skipped) for source in different)
+        skipped = SkipLog(folder / "skipped.jsonl", total, recipe.data.max_skipped)
+        for source in different:
+            skipped.add(source.skipped)
+        left_out = {entry.id: entry for source in different for entry in source.set_aside}
+        left_out |= {entry.id: entry for dataset in datasets.values() for entry in dataset.left_out}
+        lines = (json.dumps({"id": entry.id, "reason": entry.reason}) + "\n" for entry in left_out.values())
+        write_text(folder / "left_out.jsonl", "".join(lines))
+        fingerprint = "-".join(dict.fromkeys(dataset.fingerprint() for dataset in datasets.values()))
+        record(folder, recipe, fingerprint)
+        run_stages(
+            method,
+            lambda stage: TrainingData(datasets[stage.name], datasets[stage.name].collate),
+            folder=folder,
+            seed=recipe.seed,
+            training=recipe.training,
+            schedule=build_schedule(recipe),
+            skipped=skipped,
+            gradient_share_steps=recipe.gradient_share_steps,
+        )
+        if rank() == 0:
+            save_models(folder, recipe, duet, tokenizer)
+            record(folder, recipe, fingerprint, seconds=time.time() - started)
+    if rank() == 0:
+        for role in recipe.evaluation.models:
+            examine(folder / ROLES[role], folder / ROLES[role], recipe)
+    return folder
+
+
+def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Both models with their processor, asked by the last stage's template."""
+    chat = Chat(tokenizer, last_chat(recipe))
+    models: dict[str, PreTrainedModel] = {"tiny": duet.tiny, "large": duet}
+    for role, model in models.items():
+        settings = model.generation_config
+        assert settings is not None
+        settings.eos_token_id = chat.stop_id
+        target = folder / ROLES[role] / "student"
+        draft = target.with_name(".student")
+        rmtree(draft, ignore_errors=True)
+        processor = make_processor(
+            duet.config, tokenizer, chat.jinja, pad_to_square=recipe.data.dialogues.pad_to_square
+        )
+        processor.save_pretrained(draft)
+        model.save_pretrained(draft)
+        rmtree(target, ignore_errors=True)
+        draft.rename(target)  # so that a folder with this name is a whole one
+
+
+def examine(model: Path, out: Path, recipe: CTVLMRecipe) -> None:
+    """Try the model of a run folder, or a model folder, on the recipe's benchmarks; what is there already stays."""
+    if recipe.evaluation.benchmarks and not (out / "evaluation" / "summary.json").exists():
+        found = model / "student" if (model / "student").is_dir() else model
+        evaluate_generative(
+            GenerativeModel.from_folder(found, device="cuda" if torch.cuda.is_available() else "cpu"),
+            recipe.evaluation.benchmarks,
+            out,
+            base=Path(recipe.data.root),
+            answering=recipe.evaluation.answering,
+        )

@@ -1,0 +1,55 @@
+"""The run folder of any method: whose it is, what it was made with, and that its training settings are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.distributed import rank
+from limbeck.recipe.shared import RecipeError, RunSettings, StageSettings
+from limbeck.training.checkpoint import write_text
+from limbeck.training.run import record_environment, training_arguments
+
+
+def check_training(folder: Path, recipe: RunSettings, stages: Sequence[StageSettings]) -> None:
+    """Let TrainingArguments judge every stage's settings; it also joins the processes that torchrun started."""
+    for index, stage in enumerate(stages):
+        try:
+            training_arguments(folder, recipe.seed, recipe.training, stage.training)
+        except (ValueError, TypeError) as error:
+            where = f"training, stages.{index}.training" if stage.training else "training"
+            raise RecipeError(f"{where}: {error}") from None
+
+
+def refuse_another_recipe(folder: Path, recipe: RunSettings) -> None:
+    """Make sure that a run folder that is there already belongs to this very recipe."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        return
+    changed = _differences(yaml.safe_load(path.read_text()), json.loads(recipe.model_dump_json()))
+    if changed:
+        raise RecipeError(
+            f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "
+            "Give this recipe an `output` of its own, or delete that folder"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [path]
+
+
+def record(folder: Path, recipe: RunSettings, data_fingerprint: str, seconds: float | None = None) -> None:
+    """Write the resolved recipe, by which the folder is this recipe's from now on, and what it runs on."""
+    if rank() == 0:
+        values = json.loads(recipe.model_dump_json())
+        write_text(folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        record_environment(folder, seed=recipe.seed, data_fingerprint=data_fingerprint, seconds=seconds)

@@ -1,0 +1,72 @@
+"""limbeck's own folders, tiny and large, answer like any other model, in every chat template."""
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, OPTConfig
+
+from limbeck.data.chat import Chat, ChatConfig
+from limbeck.data.decoder_tokenizer import BpeTokenizer, load_decoder_tokenizer
+from limbeck.data.scenes import ScenesConfig
+from limbeck.evaluation.generative.answering import answers_to
+from limbeck.evaluation.generative.benchmarks import evaluate_generative
+from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel
+from limbeck.evaluation.generative.source_questions import ScenesVqaConfig
+from limbeck.models.duet_build import build_duet
+from limbeck.models.duet_processor import make_processor
+
+TOWER = {"num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module", params=["vicuna_v1", "llama", "qwen", "plain"])
+def folders(request, tmp_path_factory):
+    """A random duet and its tiny model alone, saved with tokenizer, chat template and processor."""
+    extra = ("<|im_start|>", "<|im_end|>") if request.param == "qwen" else ()
+    recipe = BpeTokenizer(tokenizer="bpe", vocab_size=320, extra_tokens=extra)
+    tokenizer = load_decoder_tokenizer(recipe, ["what colour is it?", "USER: ASSISTANT: single word or phrase"])
+    chat = Chat(tokenizer, ChatConfig(template=request.param))
+    torch.manual_seed(0)
+    size = len(tokenizer) - 1
+    duet = build_duet(
+        CLIPVisionConfig(hidden_size=16, intermediate_size=32, image_size=32, patch_size=16, **TOWER),
+        OPTConfig(vocab_size=size, hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, **TOWER),
+        LlamaConfig(vocab_size=size, hidden_size=24, intermediate_size=48, initializer_range=0.5, **TOWER),
+        tokenizer_length=len(tokenizer),
+        image_token_id=chat.ids.image,
+        pad_token_id=chat.ids.pad,
+        bos_token_id=chat.ids.bos,
+        eos_token_id=chat.ids.eos,
+        embeddings="resized",
+        fusion="prefix+cross",
+        connector="mlp",
+        features="I+T",
+    )
+    with torch.no_grad():
+        for parameter in duet.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape)
+    found = {}
+    for name, model in (("large", duet), ("tiny", duet.tiny)):
+        found[name] = tmp_path_factory.mktemp(f"{request.param}-{name}")
+        model.generation_config.eos_token_id = chat.stop_id
+        model.save_pretrained(found[name])
+        make_processor(model.config, tokenizer, chat.jinja).save_pretrained(found[name])
+    return found
+
+
+@pytest.mark.parametrize("name", ["tiny", "large"])
+def test_answers_do_not_depend_on_the_batch(folders, items, name):
+    model = GenerativeModel.from_folder(folders[name])
+    alone = answers_to(model, items, max_new_tokens=5, config=AnsweringConfig(batch_size=1))
+    assert answers_to(model, items, max_new_tokens=5, config=AnsweringConfig(batch_size=4)) == alone
+    assert any(alone)
+    start = model.processor.tokenizer.bos_token_id
+    text = model.render("What?", 1)
+    ids = model.processor(text=[text], images=[items[0].images[0].open()])["input_ids"][0]
+    assert sum(id == start for id in ids) == 1
+
+
+def test_a_duet_goes_through_a_benchmark(folders, tmp_path):
+    pytest.importorskip("resvg_py")
+    scenes = ScenesConfig(source="builtin:scenes", split="test", count=2, size=32, questions=2)
+    config = ScenesVqaConfig(benchmark="scenes_vqa", data=scenes, max_new_tokens=3)
+    summary = evaluate_generative(GenerativeModel.from_folder(folders["large"]), [config], tmp_path, progress=False)
+    assert summary["scenes_vqa"]["questions"] == 4
