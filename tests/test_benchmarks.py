@@ -13,7 +13,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SLOW = [
     pytest.param("quality_dlip", {"model", "seeds", "CIDEr", "VQA"}),
     pytest.param("ablation_dlip", {"table", "model", "CIDEr", "VQA"}),
+    pytest.param("quality_ctvlm", {"table", "model", "CIDEr", "VQA"}),
     pytest.param("attention_kl", {"shape", "variant", "ms", "MiB"}),
+    pytest.param("divergence", {"variant", "ms", "MiB"}),
     pytest.param("train_step", {"setting", "way", "ms"}),
 ]
 
@@ -85,6 +87,30 @@ class TestSeeds:
         assert [claim.holds for claim in judge({"CIDEr": 58.0}, plain, far)] == [True, True]
         alone = judge({"CIDEr": 60.0}, plain[:1], far[:1])
         assert not alone[0].holds, "one seed has no standard error"
+
+    def test_an_order_of_ctvlm_must_hold_by_two_standard_errors_of_paired_differences(self) -> None:
+        from quality_ctvlm import surely
+
+        theirs = [{"VQA": 50.0}, {"VQA": 60.0}, {"VQA": 40.0}]
+        # differences 1, 2, 3: mean 2, standard error 1 / sqrt 3 = 0.577
+        ours = [{"VQA": other["VQA"] + gain} for other, gain in zip(theirs, (1.0, 2.0, 3.0))]
+        assert surely("order", ours, theirs, "VQA").holds
+        # differences 0, 1, 2: mean 1 < 1.155
+        near = [{"VQA": other["VQA"] + gain} for other, gain in zip(theirs, (0.0, 1.0, 2.0))]
+        assert not surely("order", near, theirs, "VQA").holds
+        assert not surely("order", ours[:1], theirs[:1], "VQA").holds
+
+    def test_a_variant_of_ctvlm_takes_over_only_stages_that_another_run_has_before_it(self) -> None:
+        from quality_ctvlm import TABLES, VARIANTS
+
+        names = list(VARIANTS)
+        for name, variant in VARIANTS.items():
+            if variant.after is not None:
+                other, last = variant.after
+                assert names.index(other) < names.index(name)
+                assert last in VARIANTS[other].stages
+                assert last in variant.stages
+        assert {run for _, runs in TABLES.values() for run in runs} == set(names)
 
     def test_a_longer_recipe_keeps_its_stages_shares(self) -> None:
         from training_runs import lasting

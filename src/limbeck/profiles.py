@@ -1,4 +1,7 @@
-"""The `profile` command: what recipes' students and trained models cost, side by side."""
+"""The `profile` command: what recipes' students and trained models cost, side by side.
+
+Models of picture-text pairs and models that write cost in different ways; each kind has its own table.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,54 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
 from limbeck.assemble.shared import shipped
+from limbeck.evaluation.generative.cost import profile_generative
+from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.evaluation.profile import profile
 from limbeck.methods.passes import Model
+from limbeck.models.duet_config import DuetConfig, TinyVLMConfig
+from limbeck.models.files import read_model_type
 from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, find_recipe, load_recipe
 
 
+GENERATIVE = {TinyVLMConfig.model_type, DuetConfig.model_type, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - {"blip"}
+"""`model_type` of folders whose models write; BLIP is profiled as the pairs that it is distilled on"""
+
+
 def compare_profiles(names: Sequence[str], batch_size: int) -> list[dict[str, Any]]:
-    """The profile of every recipe's student and every folder's model, each with its `name`."""
+    """The profile of every recipe's student and every folder's model, each with its `name`.
+
+    A CTVLM run has two models; the tiny one's row is named after its own folder.
+    """
     rows = []
     for name in names:
-        model = _model(name)
-        image_size = model.config.vision.image_size
-        rows.append({"name": name, **profile(model, batch_size=batch_size, image_size=image_size).to_json()})
+        writers = _writers(name)
+        for own, folder in writers.items():
+            found = profile_generative(GenerativeModel.from_folder(folder), batch_size=batch_size)
+            rows.append({"name": own, **found.to_json()})
+        if not writers:
+            model = _model(name)
+            size = model.config.vision.image_size
+            rows.append({"name": name, **profile(model, batch_size=batch_size, image_size=size).to_json()})
     return rows
 
 
 def print_profiles(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """A table of models: parameters and MACs in both conventions, latency by pass, peak memory."""
+    """A table of models of pairs and one of models that write, where there are any."""
+    writers = [row for row in rows if "tokens_per_second" in row]
+    pairs = [row for row in rows if "tokens_per_second" not in row]
+    if pairs:
+        console.print(_pairs_table(pairs))
+    if writers:
+        console.print(_writers_table(writers))
+
+
+def _pairs_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Parameters and MACs in both conventions, latency by pass, peak memory."""
     table = Table(title=f"latency and memory of {rows[0]['batch_size']} image-text pairs at a time")
     for heading in ("model", "parameters", "without positions", "MACs", "with attention"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
@@ -43,7 +73,30 @@ def print_profiles(console: Console, rows: Sequence[dict[str, Any]]) -> None:
             *(f"{latency[key]:.2f}" if key in latency else "-" for key in ("image", "text", "fusion", "whole")),
             f"{row['peak_memory_mib']:.1f}",
         )
-    console.print(table)
+    return table
+
+
+def _writers_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Models side by side: parameters by tower, MACs in both conventions, latency by token, speed, peak memory."""
+    first = rows[0]
+    table = Table(
+        "", title=f"{first['new_tokens']} tokens about a picture and {first['words']} words, {first['batch_size']} at a time"
+    )
+    for row in rows:
+        table.add_column(row["name"], justify="right", overflow="fold")
+    towers = dict.fromkeys(tower for row in rows for tower in row["parameters_by_tower"])
+    table.add_row("parameters", *(_millions(row["parameters"]) for row in rows))
+    for tower in towers:
+        counts = [row["parameters_by_tower"].get(tower) for row in rows]
+        table.add_row(f"  {tower}", *("-" if count is None else _millions(count) for count in counts))
+    for part, label in (("first_token", "MACs to first token"), ("next_token", "MACs a further token")):
+        table.add_row(label, *(_giga(row["macs_by_part"][part]) for row in rows))
+        table.add_row("  with attention", *(_giga(row["macs_with_attention_by_part"][part]) for row in rows))
+    for part, label in (("first_token", "first token ms"), ("next_token", "further token ms"), ("whole", "whole ms")):
+        table.add_row(label, *(f"{row['latency_ms'][part]:.2f}" for row in rows))
+    table.add_row("tokens a second", *(f"{row['tokens_per_second']:.1f}" for row in rows))
+    table.add_row("peak MiB", *(f"{row['peak_memory_mib']:.1f}" for row in rows))
+    return table
 
 
 def print_scales(console: Console, rows: Sequence[dict[str, Any]]) -> None:
@@ -56,13 +109,26 @@ def print_scales(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def _writers(name: str) -> dict[str, Path]:
+    """The folders of a name's models that write, by what their rows are called; none where it names none."""
+    folder = Path(shipped(name))
+    found = {}
+    for own, place in ((f"{name}/tiny", folder / "tiny"), (name, folder)):
+        model = place / "student" if (place / "student").is_dir() else place
+        if (model / "config.json").is_file() and read_model_type(model) in GENERATIVE:
+            found[own] = model
+    return found
+
+
 def _model(name: str) -> Model:
     folder = Path(shipped(name))
     if folder.is_dir():
         return load_model(folder / "student" if (folder / "student").is_dir() else folder).eval()
     recipe = load_recipe(str(find_recipe(name)))
     if not isinstance(recipe, DLIPRecipe):
-        raise ValueError(f"{name}: `limbeck profile` knows the models of dlip recipes; its method is {recipe.method}")
+        raise ValueError(
+            f"{name}: `limbeck profile` takes a {recipe.method} run's folder, or a model folder, not its recipe"
+        )
     return _untrained(recipe)
 
 

@@ -8,13 +8,16 @@ from limbeck.data.builtin import ATTRIBUTION
 from limbeck.recipe import load_recipe
 from limbeck.report.page import ReportPaths, make_report
 from limbeck.report.runs import RunEntry
+from limbeck.report.stages import method_of
+from limbeck.report.writers import is_writers
 from limbeck.run import run_recipe
 
 NOTES = (
-    "A teacher, a small student trained without distillation, and the same student distilled with DLIP: the same data, "
-    "steps, seed and first weights. The distilled student's contrastive loss has half the weight. All three are tried "
-    "on scenes whose combinations of things were held out of training; the distillation weights were chosen with these "
-    "scenes in view, so take its figures as somewhat favourable."
+    "A teacher, a small student trained without distillation, and the same student distilled: the same data, steps, seed "
+    "and first weights. Distilled means DLIP's terms (hidden states and attention, tower by tower) and soft targets from "
+    "the teacher's predictions, which the paper does not have. All three are tried on scenes whose combinations of "
+    "things were held out of training. The weights of the distilled student's losses were chosen on other scenes, the "
+    "validation split; those of an earlier version, from which the search began, with the test scenes in view."
 )
 
 
@@ -27,10 +30,33 @@ def quickstart(out: Path) -> ReportPaths:
 
 
 def report_runs(out: Path, folders: list[Path], title: str, notes: str = "") -> ReportPaths:
-    """The page of some run folders; the teacher that they share comes first, by its role and once."""
-    teachers = [folder / "teacher" for folder in folders if (folder / "teacher" / "profile.json").is_file()]
+    """The page of some run folders; the teacher that they share comes first, by its role and once.
+
+    A run whose models write, such as CTVLM's, has a row for each of them; rows of one role stand together.
+    """
+    writers = [folder for folder in folders if method_of(folder) == "ctvlm" or is_writers(folder)]
+    pairs = [folder for folder in folders if folder not in writers]
+    teachers = [folder / "teacher" for folder in pairs if (folder / "teacher" / "profile.json").is_file()]
     entries = [RunEntry(role="teacher", name="teacher", folder=folder) for folder in teachers[:1]]
-    for folder in folders:
+    for folder in pairs:
         role = "distilled" if (folder / "teacher").is_dir() else "plain"
         entries.append(RunEntry(role=role, name=folder.name, folder=folder))
-    return make_report(out, entries, title, notes)
+    written = [entry for folder in writers for entry in _writers_of(folder, alone=len(folders) == 1)]
+    entries += sorted(written, key=lambda entry: WRITERS_ROLES.index(entry.role))
+    drawn = any("builtin:scenes" in path.read_text() for folder in writers if (path := folder / "recipe.yaml").is_file())
+    return make_report(out, entries, title, "\n\n".join(filter(None, (notes, ATTRIBUTION if drawn else ""))))
+
+
+WRITERS_ROLES = ("tiny", "large", "model")
+
+
+def _writers_of(folder: Path, *, alone: bool) -> list[RunEntry]:
+    """A CTVLM run's two models, or the one model that a folder's evaluation and profile are of."""
+    name = folder.resolve().name
+    if method_of(folder) != "ctvlm":
+        return [RunEntry(role="model", name=name, folder=folder, kind="writer")]
+    return [
+        RunEntry(role=role, name=role if alone else f"{name} {role}", folder=place, kind="writer", trained_in=folder)
+        for role, place in (("tiny", folder / "tiny"), ("large", folder))
+        if place.is_dir()
+    ]

@@ -15,7 +15,7 @@ from tiny_ctvlm import (
 )
 from torch.nn import functional
 
-from limbeck.methods.ctvlm import CTVLM, to_left, to_right
+from limbeck.methods.ctvlm import CTVLM, to_left, to_right, without_pictures
 from limbeck.training.freeze import freeze
 from limbeck.types import IGNORE
 
@@ -190,3 +190,16 @@ def test_the_tiny_table_follows_the_language_stage():
         method.duet.large.get_input_embeddings().weight += 1
     next(stages)
     assert method.duet.tiny.table.weight.equal(method.duet.large.get_input_embeddings().weight)
+
+
+def test_contrast_is_smoothed_cross_entropy_both_ways():
+    method, batch = make_ctvlm(make_stage("align_tiny")), batch_for("align_tiny")
+    with torch.no_grad():
+        tiny, heads = method.duet.tiny, method.heads
+        ids, mask = without_pictures(batch, method.duet.image_token_id)
+        pictures = heads.image(tiny.see(batch["pixel_values"]).mean(1))
+        texts = heads.text(tiny.read(ids, mask)[torch.arange(6), mask.sum(1) - 1])
+        logits = functional.normalize(pictures, dim=1) @ functional.normalize(texts, dim=1).T / heads.temperature
+        right = torch.arange(6)
+        both = [functional.cross_entropy(way, right, label_smoothing=0.1) for way in (logits, logits.T)]
+    torch.testing.assert_close(method(batch).terms["contrastive"].detach(), sum(both) / 2, rtol=1e-4, atol=1e-5)

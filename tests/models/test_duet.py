@@ -265,7 +265,11 @@ def test_folders_load_by_the_auto_class(tiny: str, large: str, eye: str, tmp_pat
         answers = [each.generate(ids, pixels(2), mask, do_sample=False).tolist() for each in (part, loaded)]
         assert answers[0] == answers[1]
     assert [record.message for record in caplog.records] == []
-    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "Duet", dtype=torch.bfloat16).dtype == torch.bfloat16
+    half = AutoModelForImageTextToText.from_pretrained(tmp_path / "Duet", dtype=torch.bfloat16)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    half.save_pretrained(tmp_path / "half")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "half")
+    assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
 
 
 def test_a_folder_that_lacks_a_weight_is_refused(tmp_path) -> None:

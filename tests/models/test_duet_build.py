@@ -60,6 +60,11 @@ def test_every_pretrained_weight_is_in_its_place(eye: str, tiny: str, large: str
     small.save_pretrained(tmp_path / "tiny")
     big.save_pretrained(tmp_path / "large")
     folders = [tmp_path / name for name in ("eye", "tiny", "large")]
+    ids, mask, _ = batch(conversation(2, 3, 4, image_tokens=0), conversation(0, 5, 2, image_tokens=0, seed=1))
+    words = torch.randn(*ids.shape, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = big(input_ids=ids, attention_mask=mask).logits
+        read = small.base_model(inputs_embeds=words, attention_mask=mask).last_hidden_state
     duet = build_duet(*folders, tokenizer_length=ROWS + 1, **IDS)
     assert not duet.training
     for own, given in ((duet.tiny.eye, seen), (duet.large, big.state_dict())):
@@ -72,6 +77,9 @@ def test_every_pretrained_weight_is_in_its_place(eye: str, tiny: str, large: str
     assert torch.equal(duet.tiny.table.weight, big.get_input_embeddings().weight)
     assert duet.tiny.table.weight.data_ptr() != duet.large.get_input_embeddings().weight.data_ptr()
     assert not duet.tiny.cross[0].output.weight.any()
+    with torch.no_grad():
+        assert torch.equal(duet.large(input_ids=ids, attention_mask=mask).logits[mask], said[mask])
+        assert torch.equal(duet.tiny.body(inputs_embeds=words, attention_mask=mask)[0][mask], read[mask])
     duet.save_pretrained(tmp_path / "duet")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "duet")
     state = loaded.state_dict()
@@ -99,6 +107,17 @@ def test_models_that_are_given_are_used_themselves() -> None:
     duet = build(large=large, tiny=body)
     assert duet.large is large
     assert duet.tiny.body is body.base_model
+
+
+def test_a_part_keeps_its_own_way_to_attend() -> None:
+    large = language_model("llama", 32)
+    large.set_attn_implementation("eager")
+    duet = build(large=large)
+    assert [part.config._attn_implementation for part in (duet.large, duet.tiny.body, duet.tiny.eye)] == [
+        "eager",
+        "sdpa",
+        "sdpa",
+    ]
 
 
 def test_a_resized_table_holds_the_large_ones_principal_components() -> None:

@@ -22,9 +22,9 @@ LARGE_BLOCK = 2**26
 """The same for every other device"""
 LEAST_ROWS = 128
 """Tokens of a block at least, however many words there are: fewer make matrix products slow"""
-SLICE = {"cpu": 2**17}
-"""Elements that are turned into a gradient at once, for each thread: four such slices fit a core's cache"""
-LARGE_SLICE = 2**24
+SLICE = {"cpu": 2**18}
+"""Elements that are turned into a gradient at once, for each thread: 1 MiB in float32, which stays in the cache"""
+LARGE_SLICE = 2**23
 """The same for every other device, whose threads share one cache"""
 
 
@@ -148,7 +148,7 @@ class _Sweep:
         self.student, self.teacher, self.soft, self.hard = student, teacher, soft, hard
         self.to_hidden, self.to_head, self.to_bias = gradients
         words, device = len(student.weight), student.hidden.device
-        weights = torch.stack([side.weight.detach() for side in (soft, hard) if side is not None]).to(student.exact)
+        weights = torch.stack([side.weight.detach().to(student.exact) for side in (soft, hard) if side is not None])
         self.tokens = weights.any(0).nonzero()[:, 0]
         # In float16 the gradient of a logit would vanish for a small weight: the greatest is 1 until the backward pass.
         self.unit = 1.0
@@ -160,6 +160,7 @@ class _Sweep:
         self.sums = torch.zeros(2, dtype=student.exact, device=device)
         self.logits = student.block(self.rows)
         self.target = None if teacher is None else teacher.block(self.rows)
+        # For half precision's logits in full precision, both softmaxes, and the labels' gradient.
         self.room = torch.empty((5, self.step, words), dtype=student.exact, device=device)
 
     def blocks(self) -> tuple[Tensor, ...]:
@@ -176,12 +177,9 @@ class _Sweep:
         if teacher is not None and self.target is not None:
             target = self.target[: len(tokens)]
             product.project(teacher.hidden.index_select(0, tokens), teacher.weight, target)
-        for rows, own, other in zip(
-            tokens.split(self.step),
-            logits.split(self.step),
-            [None] * len(tokens) if target is None else target.split(self.step),
-        ):
-            self._turn(rows, own, other)
+        for first in range(0, len(tokens), self.step):
+            rows = slice(first, first + self.step)
+            self._turn(tokens[rows], logits[rows], None if target is None else target[rows])
         gradient = logits.to(hidden.dtype)
         if self.to_hidden is not None:
             self.to_hidden.index_copy_(0, tokens, product.to_hidden(gradient, student.weight))

@@ -16,7 +16,7 @@ ONEDNN = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether float32 products on this CPU go to oneDNN"""
+"""Whether float32 products on this CPU go to oneDNN, unless torch.backends.mkldnn is switched off"""
 LOGIT_WORDS = 4096
 """Words of one slice of logits"""
 HEAD_WORDS = 512
@@ -65,7 +65,8 @@ def _linear(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_onednn(tensor: Tensor) -> bool:
-    return ONEDNN and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    possible = ONEDNN and torch.backends.mkldnn.enabled
+    return possible and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 def _half_on_cuda(tensor: Tensor) -> bool:

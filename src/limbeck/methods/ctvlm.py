@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.distributed import gather, rank
-from limbeck.losses.contrastive import hard_negatives, matching
+from limbeck.losses.contrastive import contrastive, hard_negatives, matching
 from limbeck.losses.divergence import linear_cross_entropy, linear_divergence
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
@@ -169,17 +169,15 @@ class CTVLM(Method):
         ids, mask = without_pictures(batch, self.duet.image_token_id)
         seen = functional.normalize(self.heads.image(image.mean(1)).float(), dim=-1)
         said = functional.normalize(self.heads.text(last_of(tiny.read(ids, mask), mask)).float(), dim=-1)
-        scale = self.heads.temperature
-        to_text, to_image = seen @ gather(said).T / scale, said @ gather(seen).T / scale
-        right = torch.arange(size, device=seen.device) + rank() * size
-        contrast = [
-            functional.cross_entropy(x, right, reduction="none", label_smoothing=0.1) for x in (to_text, to_image)
-        ]
+        scale, start = self.heads.temperature, rank() * size
+        seen_bank, said_bank = gather(seen), gather(said)
+        right = smoothed(torch.arange(size, device=seen.device) + start, len(seen_bank))
+        contrast = contrastive(seen, said, seen_bank, said_bank, scale, right, right)
 
-        columns = slice(rank() * size, (rank() + 1) * size)
         same = batch["image_id"][:, None] == batch["image_id"]
-        wrong_text = hard_negatives(to_text[:, columns].detach(), same)
-        wrong_picture = hard_negatives(to_image[:, columns].detach(), same)
+        with torch.no_grad():
+            wrong_text = hard_negatives(seen @ said.T / scale, same)
+            wrong_picture = hard_negatives(said @ seen.T / scale, same)
         own = torch.arange(size, device=seen.device)
         texts, pictures = torch.cat([own, own, wrong_text]), torch.cat([own, wrong_picture, own])
         mask = batch["attention_mask"]
@@ -189,7 +187,7 @@ class CTVLM(Method):
         match = matching(self.heads.match(last_of(hidden, mask[texts])), is_pair)
         written = self._tiny(hidden[:size], batch["labels"])
         terms = {
-            "contrastive": masked_mean(torch.stack(contrast).mean(0), count=counts.pairs),
+            "contrastive": masked_mean(contrast, count=counts.pairs),
             "matching": masked_mean(match, count=3 * counts.pairs),
             "language/tiny": self._cross_entropy(written, 1 / counts.answer_tokens),
         }
@@ -288,6 +286,12 @@ class CTVLM(Method):
         labels = torch.full_like(said, IGNORE)
         labels[:, ids.shape[1] - 1 : -1] = new.masked_fill(~is_said, IGNORE)
         return to_right(said, torch.cat([mask, is_said], dim=1), labels, stage.pad_token_id)
+
+
+def smoothed(right: Tensor, choices: int, smoothing: float = 0.1) -> Tensor:
+    """The right one of so many choices [B] as probabilities [B, choices], a share spread evenly (BLIP-2's ITC)."""
+    targets = torch.full((len(right), choices), smoothing / choices, device=right.device)
+    return targets.scatter_(1, right[:, None], 1 - smoothing + smoothing / choices)
 
 
 def _has_weights(module: nn.Module) -> bool:

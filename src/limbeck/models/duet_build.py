@@ -14,12 +14,16 @@ from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    CLIPConfig,
     CLIPVisionModel,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SiglipConfig,
+    SiglipVisionConfig,
     SiglipVisionModel,
+    ViTConfig,
     ViTModel,
 )
 
@@ -180,14 +184,19 @@ def _eye(part: Part, dtype: torch.dtype) -> PreTrainedModel:
     if isinstance(part, PreTrainedConfig):
         return _cast(make_eye(copy.deepcopy(part)), dtype)
     folder = local_model(part)
-    kind = AutoConfig.from_pretrained(folder).model_type
-    if kind not in EYE_CLASSES:
-        raise ValueError(f"{folder}: model_type {kind!r} is no eye; known are {', '.join(EYE_CLASSES)}")
-    options = {"siglip": {"vision_use_head": False}, "vit": {"add_pooling_layer": False}}
-    return _loaded(EYE_CLASSES[kind], folder, dtype, **options.get(kind.removesuffix("_vision_model"), {}))
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in EYE_CLASSES:
+        raise ValueError(f"{folder}: model_type {config.model_type!r} is no eye; known are {', '.join(EYE_CLASSES)}")
+    if isinstance(config, CLIPConfig | SiglipConfig):
+        config = config.vision_config
+        assert isinstance(config, PreTrainedConfig)
+    if isinstance(config, SiglipVisionConfig):
+        config.vision_use_head = False
+    options = {"add_pooling_layer": False} if isinstance(config, ViTConfig) else {}
+    return _loaded(EYE_CLASSES[config.model_type], folder, dtype, config=config, **options)
 
 
-def _loaded(kind: Any, folder: Path, dtype: torch.dtype, **options: bool) -> PreTrainedModel:
+def _loaded(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise ValueError(f"{folder}: lacks {listed(sorted(info['missing_keys']))}")

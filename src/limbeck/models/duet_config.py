@@ -77,7 +77,9 @@ class TinyVLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"table_width is {self.table_width}, but a resized table has the body's width, {width_of(self.text)}"
             )
+        kept = [(part, part._attn_implementation, part._experts_implementation) for part in parts_of(self)]
         super().__post_init__(**kwargs)
+        restore(kept)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The language model's part, which generation asks for its layers."""
@@ -159,7 +161,9 @@ class DuetConfig(PreTrainedConfig):
                 f"table_width is {tiny.table_width}, but the large model's token embeddings are "
                 f"{embedding_width(large)} wide"
             )
+        kept = [(part, part._attn_implementation, part._experts_implementation) for part in parts_of(self)]
         super().__post_init__(**kwargs)
+        restore(kept)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The large language model's part, which answers."""
@@ -190,6 +194,22 @@ def embedding_width(config: PreTrainedConfig) -> int:
     if isinstance(config, OPTConfig):
         return config.word_embed_proj_dim or config.hidden_size
     return width_of(config)
+
+
+def parts_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configs of a config's parts, and theirs, the outer ones first."""
+    own = [vars(config)[name] for name in config.sub_configs]
+    return [each for part in own for each in (part, *parts_of(part))]
+
+
+def restore(kept: list[tuple[PreTrainedConfig, Any, Any]]) -> None:
+    """Give parts back how they compute attention and experts.
+
+    A new outer config makes them forget it, and a model that was built with such a part would no longer be causal.
+    """
+    for part, attention, experts in kept:
+        part._attn_implementation = attention
+        part._experts_implementation = experts
 
 
 def sub_config(given: PreTrainedConfig | dict | None, default: type[PreTrainedConfig]) -> PreTrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from transformers import LlavaImageProcessorPil, LlavaProcessor, PreTrainedTokenizerBase
@@ -27,8 +28,8 @@ def make_processor(
     """Pictures to squares of the eye's size, and each `<image>` of a text to as many tokens as the eye makes of one.
 
     A picture is padded to a square with the mean colour, as LLaVA-1.5 does, or else stretched. Batches of prompts are
-    padded on the left. `chat_template` None keeps the tokenizer's own. Raises ValueError where the tokenizer's image
-    token is not the models', or `image_size` not the eye's.
+    padded on the left. `chat_template` None keeps the tokenizer's own; the tokenizer is copied. Raises ValueError where
+    the tokenizer's image token is not the models', or `image_size` not the eye's.
     """
     tiny = config.tiny_part if isinstance(config, DuetConfig) else config
     eye = tiny.eye_part
@@ -39,9 +40,10 @@ def make_processor(
         raise ValueError(
             f"the tokenizer's {image_token!r} is token {number}; the model's image_token_id is {tiny.image_token_id}"
         )
-    template = chat_template if chat_template is not None else tokenizer.chat_template
-    tokenizer.padding_side = "left"
-    tokenizer.chat_template = template
+    own = copy.deepcopy(tokenizer)
+    own.padding_side = own.init_kwargs["padding_side"] = "left"  # what is in init_kwargs is saved
+    if chat_template is not None:
+        own.chat_template = chat_template
     side = {"height": eye.image_size, "width": eye.image_size}
     pictures = LlavaImageProcessorPil(
         do_pad=pad_to_square,
@@ -54,10 +56,10 @@ def make_processor(
     )
     return LlavaProcessor(
         image_processor=pictures,
-        tokenizer=tokenizer,
+        tokenizer=own,
         patch_size=eye.patch_size,
         vision_feature_select_strategy="default" if tiny.drop_class_token else "full",
         num_additional_image_tokens=CLASS_TOKENS[eye.model_type],
         image_token=image_token,
-        chat_template=template,
+        chat_template=own.chat_template,
     )

@@ -136,6 +136,10 @@ class CTVLMRecipe(RunSettings):
     data: ConversationsConfig = ConversationsConfig()
     stages: tuple[CTVLMStageConfig, ...] = Field(min_length=1)
     evaluation: CTVLMEvaluationConfig = CTVLMEvaluationConfig()
+    profile_batch_size: int = Field(default=1, ge=1)
+    """answers at a time when latency is measured"""
+    profile_words: int = Field(default=16, ge=1)
+    """words of the question that is asked then"""
 
     @model_validator(mode="after")
     def _consistent(self) -> CTVLMRecipe:

@@ -1,7 +1,7 @@
 """A recipe: strict YAML that says everything a run does. Reading one finds every mistake before anything trains.
 
-A recipe can start from another one (`base: other.yaml`, a path beside it) and say only what differs. Dotted overrides
-(`training.learning_rate=1e-4`) come last.
+A recipe can start from another one (`base: other.yaml`, a path beside it) and say only what differs, of a list of named
+things (`stages`) too: `stages: {tune: {lambda: 0.1}}`. Dotted overrides (`training.learning_rate=1e-4`) come last.
 """
 
 from __future__ import annotations
@@ -104,18 +104,45 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), values)
+    return _merge(_read(path.parent / str(base), (*seen, path.resolve())), values, f"{path}: ")
 
 
-def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over `base`, mappings key by key, everything else whole; so is a `tokenizer` of another kind."""
+def _merge(base: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` over `base`, mappings key by key, everything else whole; so is a `tokenizer` of another kind.
+
+    A mapping over a list changes the items that it names. `where` begins the message of what goes wrong.
+    """
     merged = dict(base)
     for key, value in values.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and old.get(key) == value.get(key, old.get(key)):
-            value = _merge(old, value)
+        if isinstance(old, list) and isinstance(value, dict):
+            value = _merge_named(old, value, f"{where}{key}.")
+        elif isinstance(old, dict) and isinstance(value, dict) and old.get(key) == value.get(key, old.get(key)):
+            value = _merge(old, value, f"{where}{key}.")
         merged[key] = value
     return merged
+
+
+def _merge_named(items: list, changes: Mapping[str, Any], where: str) -> list:
+    """A list's items, of which `changes` changes some, by their `name`, or takes them out by null."""
+    names = _names(items)
+    for name, change in changes.items():
+        if name not in names:
+            known = list(filter(None, names))
+            choices = f"its names are {', '.join(known)}" if known else "its items have no names"
+            raise RecipeError(f"{where}{name}: the base has no such item{nearest(str(name), known)}; {choices}")
+        if not isinstance(change, dict | None):
+            raise RecipeError(f"{where}{name}: wanted what changes, or null to take it out (found {change!r})")
+    return [
+        _merge(item, changes[name], f"{where}{name}.") if name in changes else item
+        for name, item in zip(names, items, strict=True)
+        if changes.get(name, {}) is not None
+    ]
+
+
+def _names(items: list) -> list[str]:
+    """Each item's `name`, "" where it has none."""
+    return [str(item.get("name", "")) if isinstance(item, dict) else "" for item in items]
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -130,20 +157,26 @@ def _override(values: dict[str, Any], override: str) -> None:
     node: Any = values
     for depth, part in enumerate(parents):
         if isinstance(node, list):
-            node = _item(node, part, override)
+            node = node[_index(node, part, override)]
             continue
         child = node.setdefault(part, {})
         if not isinstance(child, dict | list):
             raise RecipeError(f"override {override!r}: {'.'.join(parents[: depth + 1])} is no section, it is {child!r}")
         node = child
     if isinstance(node, list):
-        _item(node, last, override)
-        node[int(last)] = value
+        node[_index(node, last, override)] = value
     else:
         node[last] = value
 
 
-def _item(items: list, part: str, override: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
-        raise RecipeError(f"override {override!r}: {part!r} is no index of a list of {len(items)}")
-    return items[int(part)]
+def _index(items: list, part: str, override: str) -> int:
+    """The place of a list's item, which an override gives as a number or as the item's `name`."""
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    names = _names(items)
+    if part and part in names:
+        return names.index(part)
+    known = ", ".join(filter(None, names))
+    raise RecipeError(
+        f"override {override!r}: {part!r} is no index of a list of {len(items)}{known and f' and none of {known}'}"
+    )

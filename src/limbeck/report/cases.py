@@ -79,7 +79,7 @@ def make_cases(runs: Sequence[Run]) -> Cases:
         spent += len(picture.address)
         if spent > BUDGET:
             continue
-        outputs = tuple(_output(run, item.id, item.questions) for run in runs)
+        outputs = tuple(_written(run, item) if run.writer else _output(run, item.id, item.questions) for run in runs)
         cases.append(
             Case(
                 id=item.id,
@@ -103,4 +103,17 @@ def _output(run: Run, picture: str, questions: Sequence[Question]) -> Output:
         answers=tuple(answers.get(question.text) for question in questions),
         image_heat=heat_map(own.image_attention) if own and own.image_attention else None,
         caption_heat=heat_map(own.caption_attention) if own and own.caption_attention else None,
+    )
+
+
+def _written(run: Run, item: GalleryItem) -> Output:
+    rows = run.predictions.rows
+    caption = rows.get(item.written) if item.written else None
+    return Output(
+        model=run.name,
+        retrieved=None,
+        caption=caption.answer if caption else None,
+        answers=tuple(rows.get(question.row) if question.row else None for question in item.questions),
+        image_heat=None,
+        caption_heat=None,
     )

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from limbeck.report.heat import Grid
-from limbeck.report.records import ReportError, read_lines, read_list
+from limbeck.report.records import Record, ReportError, read_lines, read_list
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TOP = 5
 """retrieved captions that are shown"""
+
+
+class RowKey(NamedTuple):
+    """A row of an evaluation by a model that writes."""
+
+    file: str
+    """<file>.jsonl"""
+    id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +31,8 @@ class Question:
 
     text: str
     answers: tuple[str, ...]
+    row: RowKey | None = None
+    """where a model that writes has answered it; None: by its text"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,8 @@ class GalleryItem:
     """how much the image tower's class token looks at each patch, rows from the top; empty where it was not kept"""
     caption_attention: Grid
     """how much the caption's words look at each patch; empty where it was not kept"""
+    written: RowKey | None = None
+    """where a model that writes has described it; None: by its id"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +68,8 @@ class Answer:
     question: str
     kind: str
     answer: str
-    accuracy: float
-    """0 to 1"""
+    accuracy: float | None
+    """0 to 1; None where the right answer is secret"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +79,8 @@ class Predictions:
     retrieved: Mapping[str, Retrieved]
     captions: Mapping[str, str]
     answers: Mapping[str, tuple[Answer, ...]]
+    rows: Mapping[RowKey, Answer]
+    """of a model that writes, by row"""
 
 
 def read_gallery(folder: Path) -> tuple[GalleryItem, ...]:
@@ -86,10 +101,12 @@ def read_gallery(folder: Path) -> tuple[GalleryItem, ...]:
                 file=file,
                 captions=record.texts("captions"),
                 questions=tuple(
-                    Question(text=q.text("text"), answers=q.texts("answers")) for q in record.parts("questions")
+                    Question(text=q.text("text"), answers=q.texts("answers"), row=_row_key(q))
+                    for q in record.parts("questions")
                 ),
                 image_attention=record.grid("image_attention"),
                 caption_attention=record.grid("caption_attention"),
+                written=_row_key(record.part("written")),
             )
         )
     return tuple(items)
@@ -117,7 +134,38 @@ def read_predictions(folder: Path) -> Predictions:
         )
         picture = row.text("image_id")
         answers[picture] = (*answers.get(picture, ()), answer)
-    return Predictions(retrieved=retrieved, captions=captions, answers=answers)
+    return Predictions(retrieved=retrieved, captions=captions, answers=answers, rows={})
+
+
+def read_written(folder: Path, gallery: Sequence[GalleryItem]) -> Predictions:
+    """What a model that writes has said of the gallery's pictures, from the rows of an `evaluation` folder.
+
+    Raises:
+        ReportError: a row lacks a field.
+    """
+    wanted = {item.written for item in gallery} | {q.row for item in gallery for q in item.questions}
+    rows: dict[RowKey, Answer] = {}
+    for name in sorted({key.file for key in wanted if key is not None}):
+        for row in read_lines(folder / f"{name}.jsonl"):
+            key = RowKey(name, row.text("id"))
+            if key in wanted:
+                rows[key] = Answer(
+                    question=row.maybe_text("question") or "",
+                    kind=row.maybe_text("kind") or "",
+                    answer=row.text("prediction"),
+                    accuracy=row.maybe_number("accuracy"),
+                )
+    return Predictions(retrieved={}, captions={}, answers={}, rows=rows)
+
+
+def _row_key(record: Record) -> RowKey | None:
+    """What `rows` and `id` of a gallery's entry name; None where it has no `rows`."""
+    if "rows" not in record:
+        return None
+    name = record.text("rows")
+    if Path(name).name != name:
+        raise ReportError(f"{record.place}, rows: wanted the name of a file of rows, found {name!r}")
+    return RowKey(name, record.text("id"))
 
 
 @dataclass(frozen=True, kw_only=True)

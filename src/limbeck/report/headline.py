@@ -1,4 +1,4 @@
-"""The sentence and the figures that sum a report up: what the distilled student keeps, and what it costs."""
+"""The sentence and the figures that sum a report up: what the smaller model keeps of the larger, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from limbeck.report.runs import Run
-from limbeck.report.table import COLUMNS, Column, shares, the_teacher, values
+from limbeck.report.table import COLUMNS, Column, columns_of, shares, the_teacher, values
 
 HEADLINE = ("TR@1", "IR@1", "CIDEr", "VQA")
 """the metrics of DLIP's Figure 1; the mean share kept is taken over these"""
@@ -30,28 +30,39 @@ class Headline:
 
 
 def make_headline(runs: Sequence[Run]) -> Headline:
-    """Sum up the distilled student that keeps most of the teacher."""
+    """Sum up the distilled student that keeps most of the teacher, or the tiny model beside the large one."""
     teacher = the_teacher(runs)
     distilled = [run for run in runs if run.role == "distilled"]
+    if sorted(run.role for run in runs) == ["large", "tiny"]:
+        return _duet(*sorted(runs, key=lambda run: run.role))
     if teacher is None or not distilled:
         return Headline(f"Quality and cost of {len(runs)} model{'s' * (len(runs) != 1)}.", ())
     best = max(distilled, key=lambda run: _mean(_headline_shares(run, teacher)))
     plain = next((run for run in runs if run.role == "plain"), None)
     quality, cost = _kept(best, teacher), _costs(best, teacher)
     student = "The distilled student" if len(distilled) == 1 else f"The distilled student {best.name}"
+    return Headline(_sentence(student, quality, cost), (*quality, *cost, *_gain(best, plain)))
+
+
+def _duet(large: Run, tiny: Run) -> Headline:
+    quality, cost = _kept(tiny, large, "of the large one"), _costs(tiny, large)
+    return Headline(_sentence("The tiny model", quality, cost), (*quality, *cost))
+
+
+def _sentence(student: str, quality: Sequence[Fact], cost: Sequence[Fact]) -> str:
     keeps = [f"keeps {fact.value} {fact.what}" for fact in quality] or ["runs"]
     costs = f" with {listed([f'{fact.value} {fact.what}' for fact in cost])}" if cost else ""
-    return Headline(f"{student} {keeps[0]}{costs}.", (*quality, *cost, *_gain(best, plain)))
+    return f"{student} {keeps[0]}{costs}."
 
 
-def _kept(student: Run, teacher: Run) -> list[Fact]:
+def _kept(student: Run, teacher: Run, whose: str = "of its teacher") -> list[Fact]:
     share = {column: part for column, part in _shares(student, teacher).items() if not column.is_cost}
     if not share:
         return []
     main = _headline_shares(student, teacher)
     least = min(share, key=lambda column: share[column])
     over = f"mean of {listed([column.label for column in main])}; least: {least.label}, {share[least]:.0%}"
-    return [Fact(f"{_mean(main):.0%}", "of its teacher\N{RIGHT SINGLE QUOTATION MARK}s quality", over)]
+    return [Fact(f"{_mean(main):.0%}", f"{whose}\N{RIGHT SINGLE QUOTATION MARK}s quality", over)]
 
 
 def _costs(student: Run, teacher: Run) -> list[Fact]:
@@ -77,7 +88,7 @@ def _gain(student: Run, plain: Run | None) -> list[Fact]:
 
 def _shares(student: Run, teacher: Run) -> dict[Column, float]:
     share = shares(student, teacher)
-    return {column: share[column.key] for column in COLUMNS if column.key in share}
+    return {column: share[column.key] for column in columns_of([student]) if column.key in share}
 
 
 def _headline_shares(student: Run, teacher: Run) -> dict[Column, float]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from limbeck.report import charts
 from limbeck.report.cases import make_cases
-from limbeck.report.curves import gradient_panels, loss_panels, term_panels, tone_of, trade_offs
+from limbeck.report.curves import gradient_panels, loss_panels, pace_panels, term_panels, tone_of, trade_offs
+from limbeck.report.details import cost_details, figure_details
 from limbeck.report.headline import make_headline
 from limbeck.report.records import ReportError
-from limbeck.report.runs import RunEntry, read_run
+from limbeck.report.runs import Environment as RunEnvironment
+from limbeck.report.runs import Run, RunEntry, read_run
+from limbeck.report.stages import Story, read_story, stage_curves
 from limbeck.report.table import as_json, make_table
 
 
@@ -53,12 +57,19 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
         raise ReportError(f"every run of a report needs a name of its own, found {twice[0]!r} more than once")
     read = [read_run(entry) for entry in runs]
     tones = tone_of(read)
+    stories = _stories(runs, tones)
+    story_tones = {story.name: story.tone for story in stories}
+    pairs = [run for run in read if not run.writer]
     shown = {
         "title": title,
         "notes": [part.strip() for part in notes.split("\n\n") if part.strip()],
         "made": datetime.now(UTC),
         "runs": read,
-        "tone": {run.name: tones[run.role] for run in read},
+        "pairs": pairs,
+        "writers": [run for run in read if run.writer],
+        "stories": stories,
+        "origins": _origins(read, stories, tones),
+        "tone": tones,
         "table": make_table(read),
         "headline": make_headline(read),
     }
@@ -72,9 +83,15 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
             script=_asset("page.js"),
             chart=charts,
             trade_offs=trade_offs(read),
-            losses=loss_panels(read),
-            terms=term_panels(read),
-            gradients=gradient_panels(read),
+            losses=loss_panels(pairs, tones),
+            terms=term_panels(pairs, tones),
+            gradients=gradient_panels(pairs),
+            curves=stage_curves(stories),
+            paces=pace_panels(stories, story_tones),
+            shares=gradient_panels(stories),
+            cost_details=cost_details(read),
+            figure_details=figure_details(read),
+            writers_style=_asset("writers.css"),
             cases=make_cases(read),
         )
     )
@@ -84,6 +101,34 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
     paths.markdown.write_text(markdown, encoding="utf-8")
     paths.json.write_text(json.dumps(as_json(read), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return paths
+
+
+def _stories(entries: Sequence[RunEntry], tones: Mapping[str, str]) -> list[Story]:
+    """The training of every run folder that models were made in, once, in the colour of its last model."""
+    folders = {entry.trained_in: tones[entry.name] for entry in entries if entry.trained_in is not None}
+    return [read_story(folder, folder.resolve().name, tone) for folder, tone in folders.items()]
+
+
+class Origin(NamedTuple):
+    """What a section on what was run says of a model or, of those that share one, of a run."""
+
+    name: str
+    role: str
+    tone: str
+    missing: tuple[str, ...]
+    environment: RunEnvironment | None
+    recipe: str | None
+
+
+def _origins(models: Sequence[Run], stories: Sequence[Story], tones: Mapping[str, str]) -> list[Origin]:
+    """Models with a run folder of their own; then shared runs, and those of their models that lack something."""
+    own = [run for run in models if not run.writer]
+    lacking = [run for run in models if run.writer and run.missing]
+    return [
+        *(Origin(run.name, run.role, tones[run.name], run.missing, run.environment, run.recipe) for run in own),
+        *(Origin(each.name, "run", each.tone, each.missing, each.environment, each.recipe) for each in stories),
+        *(Origin(run.name, run.role, tones[run.name], run.missing, None, None) for run in lacking),
+    ]
 
 
 @cache

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from limbeck.report.examples import GalleryItem, Predictions, read_gallery, read_predictions
+from limbeck.report.examples import GalleryItem, Predictions, read_gallery, read_predictions, read_written
 from limbeck.report.records import ReportError, read_lines, read_object
+from limbeck.report.writers import Writer, read_writer
 
 COSTS = ("parameters", "macs", "latency_ms", "peak_memory_mib")
 """what a model costs, in the order in which it is shown"""
@@ -18,9 +20,13 @@ class RunEntry:
     """A run to report."""
 
     role: str
-    """`teacher`, `plain` (a student trained without distillation), `distilled`, or another word"""
+    """`teacher`, `plain` (a student trained without distillation), `distilled`, `tiny`, `large`, or another word"""
     name: str
     folder: Path
+    kind: Literal["pairs", "writer"] = "pairs"
+    """`writer`: a model that was tried on generative benchmarks"""
+    trained_in: Path | None = None
+    """a writer's run folder, which holds recipe and log of all the models that were trained in it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,8 @@ class Run:
     predictions: Predictions
     missing: tuple[str, ...]
     """files that the folder lacks, relative to it"""
+    writer: Writer | None = None
+    """what else is known of a model that writes"""
 
 
 EXPECTED = (
@@ -88,6 +96,10 @@ EXPECTED = (
 )
 
 
+WRITERS_EXPECTED = ("evaluation/summary.json", "profile.json", "gallery/gallery.json")
+"""of a model that writes; the rest lies in the run folder, where it stands for every model of the run"""
+
+
 def read_run(entry: RunEntry) -> Run:
     """Read a run folder.
 
@@ -97,6 +109,11 @@ def read_run(entry: RunEntry) -> Run:
     folder = entry.folder
     if not folder.is_dir():
         raise ReportError(f"the run {entry.name!r} ({entry.role}): there is no folder {folder}")
+    return _read_writer(entry) if entry.kind == "writer" else _read_pairs(entry)
+
+
+def _read_pairs(entry: RunEntry) -> Run:
+    folder = entry.folder
     metrics, by_kind, tokenizer = _summary(folder / "evaluation" / "summary.json")
     costs, with_attention, latency = _profile(folder / "profile.json")
     recipe = folder / "recipe.yaml"
@@ -104,8 +121,8 @@ def read_run(entry: RunEntry) -> Run:
         role=entry.role,
         name=entry.name,
         recipe=recipe.read_text(encoding="utf-8") if recipe.exists() else None,
-        environment=_environment(folder / "environment.json"),
-        log=_log(folder / "log.jsonl"),
+        environment=read_environment(folder / "environment.json"),
+        log=read_log(folder / "log.jsonl"),
         metrics=metrics,
         tokenizer=tokenizer,
         by_kind=by_kind,
@@ -115,6 +132,31 @@ def read_run(entry: RunEntry) -> Run:
         gallery=read_gallery(folder / "gallery"),
         predictions=read_predictions(folder / "evaluation"),
         missing=tuple(name for name in EXPECTED if not (folder / name).exists()),
+    )
+
+
+def _read_writer(entry: RunEntry) -> Run:
+    folder = entry.folder
+    metrics, by_kind, tokenizer = _summary(folder / "evaluation" / "summary.json")
+    costs, with_attention, latency = _profile(folder / "profile.json")
+    writer = read_writer(folder)
+    gallery = read_gallery(folder / "gallery")
+    return Run(
+        role=entry.role,
+        name=entry.name,
+        recipe=None,
+        environment=None,
+        log=(),
+        metrics=metrics | writer.benchmarks,
+        tokenizer=tokenizer,
+        by_kind=by_kind,
+        costs=costs | writer.costs,
+        macs_with_attention=with_attention,
+        latency_ms=latency,
+        gallery=gallery,
+        predictions=read_written(folder / "evaluation", gallery),
+        missing=tuple(name for name in WRITERS_EXPECTED if not (folder / name).exists()),
+        writer=writer,
     )
 
 
@@ -144,7 +186,8 @@ def _profile(path: Path) -> tuple[dict[str, float], float | None, dict[str, floa
     return costs, profile.maybe_number("macs_with_attention"), latency.all_numbers()
 
 
-def _environment(path: Path) -> Environment | None:
+def read_environment(path: Path) -> Environment | None:
+    """Where a run was made; None where there is no such file."""
     found = read_object(path)
     if found is None:
         return None
@@ -159,7 +202,7 @@ def _environment(path: Path) -> Environment | None:
     )
 
 
-def _log(path: Path) -> tuple[LogRow, ...]:
+def read_log(path: Path) -> tuple[LogRow, ...]:
     """The rows in order; of two that stand for the same step of a stage (a run that went on), the later one."""
     rows: dict[tuple[str, int], LogRow] = {}
     for record in read_lines(path):

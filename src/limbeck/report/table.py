@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
 from limbeck.report.runs import Run
+from limbeck.report.writers import Writer
 
 NONE = "\N{EM DASH}"
 """what a cell shows that was not measured"""
@@ -20,7 +21,7 @@ class Column:
 
     key: str
     label: str
-    group: Literal["Retrieval", "Captioning", "Questions", "Cost"]
+    group: Literal["Retrieval", "Captioning", "Questions", "Benchmarks", "Cost"]
     meaning: str
     show: Callable[[float], str]
 
@@ -76,9 +77,16 @@ COLUMNS = (
         "macs", "MACs", "Cost", "multiply-accumulates of one picture and text, attention products left out", operations
     ),
     Column("latency_ms", "Latency", "Cost", "median time of a batch (batch_size in profile.json) here", milliseconds),
+    Column("first_token_ms", "First token", "Cost", "median time until a batch of answers has begun", milliseconds),
+    Column("next_token_ms", "Next token", "Cost", "median time from each token of a batch of answers to the next", milliseconds),
     Column("peak_memory_mib", "Memory", "Cost", "weights, and the most bytes of tensors alive at once", mebibytes),
 )
-"""every quantity that the table can show; one that no run has measured gets no column"""
+"""every quantity that the table can show of any model; one that no run has measured gets no column"""
+WRITERS_MEANING = {
+    "macs": "multiply-accumulates of picture and question up to the first token, attention products left out",
+    "latency_ms": "median time of a batch of whole answers (batch_size and new_tokens in profile.json) here",
+}
+"""what two columns mean of models that write"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Cell:
     share: str | None
     """of the teacher's, for a student"""
     best: bool
-    """whether no other student is as good"""
+    """whether no other student (of models that write: no other of its role) is as good"""
 
 
 @dataclass(frozen=True)
@@ -114,10 +122,25 @@ class Table:
         return [(name, len(list(members))) for name, members in groupby(self.columns, key=lambda column: column.group)]
 
 
+def columns_of(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """`COLUMNS` and, before what models cost, the figures of the benchmarks that models which write were tried on."""
+    names = dict.fromkeys(name for run in runs if run.writer for name in run.writer.benchmarks)
+    figures = [Column(name, name, "Benchmarks", f"figure of the benchmark {name}", one_decimal) for name in names]
+    known = [
+        replace(column, meaning=WRITERS_MEANING.get(column.key, column.meaning))
+        if all(run.writer for run in runs)
+        else column
+        for column in COLUMNS
+    ]
+    quality, costs = ([column for column in known if column.is_cost == is_cost] for is_cost in (False, True))
+    return (*quality, *figures, *costs)
+
+
 def values(run: Run) -> Mapping[str, float]:
     """Every finite number of a model by column, quality and cost."""
     both = {**run.metrics, **run.costs}
-    return {column.key: both[column.key] for column in COLUMNS if math.isfinite(both.get(column.key, math.nan))}
+    keys = (column.key for column in columns_of([run]))
+    return {key: both[key] for key in keys if math.isfinite(both.get(key, math.nan))}
 
 
 def shares(run: Run, teacher: Run) -> dict[str, float]:
@@ -134,22 +157,29 @@ def the_teacher(runs: Sequence[Run]) -> Run | None:
 def make_table(runs: Sequence[Run]) -> Table:
     """Lay the table out: one row for each run, one column for each quantity that any run has measured."""
     teacher = the_teacher(runs)
-    students = [run for run in runs if run.role != "teacher"]
-    columns = tuple(column for column in COLUMNS if any(column.key in values(run) for run in runs))
+    columns = tuple(column for column in columns_of(runs) if any(column.key in values(run) for run in runs))
     rows = tuple(
-        Row(run.role, run.name, tuple(_cell(run, column, teacher, students) for column in columns)) for run in runs
+        Row(run.role, run.name, tuple(_cell(run, column, teacher, _rivals(run, runs)) for column in columns))
+        for run in runs
     )
     return Table(columns, rows)
 
 
-def _cell(run: Run, column: Column, teacher: Run | None, students: Sequence[Run]) -> Cell:
+def _rivals(run: Run, runs: Sequence[Run]) -> list[Run]:
+    """Whom a model is compared with: a student with every student, a model that writes with those of its role."""
+    if run.writer:
+        return [other for other in runs if other.writer and other.role == run.role]
+    return [other for other in runs if other.role != "teacher" and not other.writer]
+
+
+def _cell(run: Run, column: Column, teacher: Run | None, rivals: Sequence[Run]) -> Cell:
     value = values(run).get(column.key)
     if value is None:
         return Cell(NONE, None, best=False)
     if run.role == "teacher":
         return Cell(column.show(value), None, best=False)
     share = shares(run, teacher).get(column.key) if teacher else None
-    others = [values(other)[column.key] for other in students if other is not run and column.key in values(other)]
+    others = [values(other)[column.key] for other in rivals if other is not run and column.key in values(other)]
     better = (value < min(others) if column.is_cost else value > max(others)) if others else False
     return Cell(column.show(value), None if share is None else f"{share:.0%}", best=better)
 
@@ -163,7 +193,7 @@ def as_json(runs: Sequence[Run]) -> list[dict[str, object]]:
             "name": run.name,
             "metrics": {
                 column.key: values(run)[column.key]
-                for column in COLUMNS
+                for column in columns_of([run])
                 if not column.is_cost and column.key in values(run)
             },
             "parameters": _whole(values(run).get("parameters")),
@@ -171,9 +201,15 @@ def as_json(runs: Sequence[Run]) -> list[dict[str, object]]:
             "latency_ms": values(run).get("latency_ms"),
             "peak_memory_mib": values(run).get("peak_memory_mib"),
             "share_of_teacher": None if teacher is None or run is teacher else shares(run, teacher),
+            **(_writers_json(run.writer) if run.writer else {}),
         }
         for run in runs
     ]
+
+
+def _writers_json(writer: Writer) -> dict[str, object]:
+    """What the table for programs holds of a model that writes alone."""
+    return {"parameters_by_tower": {tower: round(count) for tower, count in writer.towers.items()}, **writer.costs}
 
 
 def _whole(value: float | None) -> int | None:

@@ -7,12 +7,13 @@ The run folder:
     left_out.jsonl    conversations that are whole and not used: too long, without a picture
     stages/<stage>/   checkpoints, and what the finished stage has trained
     student/          the duet, which answers with the large model; AutoModelForImageTextToText loads it
-    evaluation/  profile.json
-    tiny/             the same three of the tiny model alone, which needs no large one
+    evaluation/  profile.json  gallery/
+    tiny/             the same four of the tiny model alone, which needs no large one
 """
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from shutil import rmtree
@@ -32,11 +33,14 @@ from limbeck.assemble.shared import build_schedule
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
 from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
+from limbeck.evaluation.generative.cost import profile_generative
 from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.models.duet import Duet
 from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.runs.folder import check_training, record, refuse_another_recipe
+from limbeck.runs.gallery import hang
+from limbeck.training.checkpoint import write_text
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
@@ -109,13 +113,20 @@ def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTra
 
 
 def examine(model: Path, out: Path, recipe: CTVLMRecipe) -> None:
-    """Try the model of a run folder, or a model folder, on the recipe's benchmarks; what is there already stays."""
-    if recipe.evaluation.benchmarks and not (out / "evaluation" / "summary.json").exists():
-        found = model / "student" if (model / "student").is_dir() else model
-        evaluate_generative(
-            GenerativeModel.from_folder(found, device="cuda" if torch.cuda.is_available() else "cpu"),
-            recipe.evaluation.benchmarks,
-            out,
-            base=Path(recipe.data.root),
-            answering=recipe.evaluation.answering,
-        )
+    """Try the model of a run folder, or a model folder, on the recipe's benchmarks, measure what it costs, and keep
+    pictures for the page; what is there already stays."""
+    found = model / "student" if (model / "student").is_dir() else model
+    config, root = recipe.evaluation, Path(recipe.data.root)
+    names = [benchmark.name or benchmark.benchmark for benchmark in config.benchmarks]
+    summary, costs = out / "evaluation" / "summary.json", out / "profile.json"
+    evaluated = set(names) <= set(json.loads(summary.read_text()) if summary.exists() else ())
+    if not evaluated or not costs.exists():
+        writer = GenerativeModel.from_folder(found, device="cuda" if torch.cuda.is_available() else "cpu")
+        if not evaluated:
+            evaluate_generative(writer, config.benchmarks, out, base=root, answering=config.answering)
+        if not costs.exists():
+            profile = profile_generative(writer, batch_size=recipe.profile_batch_size, words=recipe.profile_words)
+            write_text(costs, json.dumps(profile.to_json(), indent=2))
+    if names and not (out / "gallery" / "gallery.json").exists():
+        items = [load_benchmark(benchmark, root) for benchmark in config.benchmarks]
+        hang(out / "gallery", dict(zip(names, items, strict=True)))

@@ -153,14 +153,15 @@ def test_a_folder_answers_like_the_model_it_was_saved_from(vlm, items, tmp_path)
 
 
 def test_sampling_repeats_and_leaves_chance_elsewhere_alone(vlm, items):
-    def sampled(seed: int) -> list[str]:
-        config = AnsweringConfig(temperature=2.0, top_p=0.9, seed=seed)
+    def sampled(seed: int, temperature: float = 2.0) -> list[str]:
+        config = AnsweringConfig(temperature=temperature, top_p=0.9, seed=seed)
         return answers_to(vlm, items, max_new_tokens=5, config=config)
 
     torch.manual_seed(0)
     first, draw = sampled(0), torch.rand(1)
     assert sampled(0) == first
     assert sampled(1) != first
+    assert sampled(0, temperature=1e-4) == answers_to(vlm, items, max_new_tokens=5)
     torch.manual_seed(0)
     assert torch.rand(1) == draw
 

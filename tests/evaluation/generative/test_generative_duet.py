@@ -1,5 +1,8 @@
 """limbeck's own folders, tiny and large, answer like any other model, in every chat template."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, OPTConfig
@@ -17,13 +20,12 @@ from limbeck.models.duet_processor import make_processor
 TOWER = {"num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-@pytest.fixture(scope="module", params=["vicuna_v1", "llama", "qwen", "plain"])
-def folders(request, tmp_path_factory):
+def make_folders(template: str, tmp_path_factory) -> dict[str, Path]:
     """A random duet and its tiny model alone, saved with tokenizer, chat template and processor."""
-    extra = ("<|im_start|>", "<|im_end|>") if request.param == "qwen" else ()
+    extra = ("<|im_start|>", "<|im_end|>") if template == "qwen" else ()
     recipe = BpeTokenizer(tokenizer="bpe", vocab_size=320, extra_tokens=extra)
     tokenizer = load_decoder_tokenizer(recipe, ["what colour is it?", "USER: ASSISTANT: single word or phrase"])
-    chat = Chat(tokenizer, ChatConfig(template=request.param))
+    chat = Chat(tokenizer, ChatConfig.model_validate({"template": template}))
     torch.manual_seed(0)
     size = len(tokenizer) - 1
     duet = build_duet(
@@ -45,11 +47,16 @@ def folders(request, tmp_path_factory):
             parameter += 0.2 * torch.randn(parameter.shape)
     found = {}
     for name, model in (("large", duet), ("tiny", duet.tiny)):
-        found[name] = tmp_path_factory.mktemp(f"{request.param}-{name}")
+        found[name] = tmp_path_factory.mktemp(f"{template}-{name}")
         model.generation_config.eos_token_id = chat.stop_id
         model.save_pretrained(found[name])
         make_processor(model.config, tokenizer, chat.jinja).save_pretrained(found[name])
     return found
+
+
+@pytest.fixture(scope="module", params=["vicuna_v1", "llama", "qwen"])
+def folders(request, tmp_path_factory):
+    return make_folders(request.param, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", ["tiny", "large"])
@@ -70,3 +77,11 @@ def test_a_duet_goes_through_a_benchmark(folders, tmp_path):
     config = ScenesVqaConfig(benchmark="scenes_vqa", data=scenes, max_new_tokens=3)
     summary = evaluate_generative(GenerativeModel.from_folder(folders["large"]), [config], tmp_path, progress=False)
     assert summary["scenes_vqa"]["questions"] == 4
+
+
+def test_a_model_of_captions_is_shown_pictures_only(tmp_path_factory, items):
+    model = GenerativeModel.from_folder(make_folders("plain", tmp_path_factory)["tiny"])
+    shown = [replace(item, prompt="") for item in items if item.images]
+    assert any(answers_to(model, shown, max_new_tokens=5))
+    with pytest.raises(ValueError, match="leaves out what the user says, 'Which colour is it"):
+        answers_to(model, items, max_new_tokens=5)

@@ -35,7 +35,24 @@ from limbeck.models.duet import Duet
 from limbeck.models.tiny_vlm import TinyVLM
 
 FIRST, NEXT = "first_token", "next_token"
-QUESTION = "what is the thing that stands at the left of the other one in this picture".split()
+QUESTION = [
+    "what",
+    "is",
+    "the",
+    "thing",
+    "that",
+    "stands",
+    "at",
+    "the",
+    "left",
+    "of",
+    "the",
+    "other",
+    "one",
+    "in",
+    "this",
+    "picture",
+]
 """The words of the question that is asked, as often as it takes."""
 GREY = (127, 127, 127)
 WARM_UP = 2
@@ -66,7 +83,7 @@ class GenerativeProfile:
     """weights, and the most bytes of tensors that are alive at once"""
     batch_size: int
     words: int
-    """of the question, the chat template's own apart"""
+    """of the question that was asked, the chat template's own apart"""
     prompt_tokens: int
     """those of the picture included"""
     new_tokens: int
@@ -92,19 +109,23 @@ def profile_generative(
 ) -> GenerativeProfile:
     """Count and time greedy answers of exactly `new_tokens` where the model stands (its device, its dtype).
 
-    Raises ValueError where there are fewer than two new tokens, so that there is no further one.
+    A question that is too long for the model's positions is halved until it fits. Raises ValueError where there are
+    fewer than two new tokens, so that there is no further one.
     """
     if new_tokens < 2 or words < 1 or repeats < 1:
         raise ValueError(
             f"profile: wanted at least 2 new_tokens, 1 of words and repeats; found {new_tokens}, {words}, {repeats}"
         )
-    text = model.render(" ".join(islice(cycle(QUESTION), words)), 1)
-    picture = Image.new("RGB", (image_size, image_size), GREY)
-    inputs = prepare(model.processor, [text] * batch_size, [[picture]] * batch_size)
-    inputs = inputs.to(model.device, dtype=model.model.dtype)
-    weights = model.model
-    plain, whole, peak = _count(weights, model.processor, inputs, batch_size)
-    latency = _latency(weights, model.processor, inputs, new_tokens, repeats)
+    picture, weights = Image.new("RGB", (image_size, image_size), GREY), model.model
+    inputs = _asked(model, words, picture, batch_size)
+    room = _positions(weights)
+    while words > 1 and room is not None and inputs["input_ids"].shape[1] + new_tokens > room:
+        words //= 2
+        inputs = _asked(model, words, picture, batch_size)
+    inputs = inputs.to(model.device, dtype=weights.dtype)
+    with evaluating(weights, model.device, bf16=False):
+        plain, whole, peak = _count(weights, model.processor, inputs, batch_size)
+        latency = _latency(weights, model.processor, inputs, new_tokens, repeats)
     by_tower: dict[str, int] = {}
     for name, parameter in weights.named_parameters():
         tower = tower_of(weights, name)
@@ -166,13 +187,29 @@ class RunningCount(Count):
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
 
 
-@torch.no_grad()
+def _asked(model: GenerativeModel, words: int, picture: Image.Image, batch_size: int) -> BatchFeature:
+    """The picture and a question of so many words, as often as the batch wants, as the model reads them."""
+    text = model.render(" ".join(islice(cycle(QUESTION), words)), 1)
+    return prepare(model.processor, [text] * batch_size, [[picture]] * batch_size)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """The longest prompt and answer that surely fit, where the config says; a duet's large model reads most twice."""
+    if isinstance(model, Duet):
+        tiny, large = model.config.tiny_part.text_part, model.config.large_part
+        return min(tiny.max_position_embeddings, large.max_position_embeddings // 2)
+    return model.config.get_text_config().to_dict().get("max_position_embeddings")
+
+
 def _count(
     model: PreTrainedModel, processor: ProcessorMixin, inputs: BatchFeature, batch_size: int
 ) -> tuple[dict[str, int], dict[str, int], int]:
-    """One answer's counts by part in both conventions, and the most bytes alive beside the weights."""
+    """One answer's counts by part in both conventions, and the most bytes alive beside the weights.
+
+    Outside inference mode, in which one cannot see what is allocated.
+    """
     totals: list[tuple[int, ...]] = []
-    with RunningCount(model) as count:
+    with torch.inference_mode(False), torch.no_grad(), RunningCount(model) as count:
         for tokens in (1, 2):
             _answer(model, processor, inputs, tokens)
             totals.append(tuple(total // batch_size for total in count.take()))
@@ -188,8 +225,7 @@ def _latency(
     times: list[list[float]] = []
     for _ in range(WARM_UP + repeats):
         clock = Clock(model.device)
-        with torch.no_grad():
-            _answer(model, processor, inputs, new_tokens, clock)
+        _answer(model, processor, inputs, new_tokens, clock)
         times.append(clock.times)
     measured = times[WARM_UP:]
     return {

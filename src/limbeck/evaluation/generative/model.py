@@ -90,13 +90,21 @@ class GenerativeModel:
         return digest.hexdigest()
 
     def render(self, prompt: str, images: int) -> str:
-        """The whole text that the model reads: the chat template around pictures and prompt."""
+        """The whole text that the model reads: the chat template around pictures and prompt.
+
+        Raises ValueError where the template leaves the prompt out, as that of a model that has learned captions only.
+        """
         content: list[dict[str, str]] = [{"type": "image"}] * images
         if prompt:
             content = [*content, {"type": "text", "text": prompt}]
         conversation = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)
+        if prompt.strip() not in text:
+            raise ValueError(
+                f"the model's chat template leaves out what the user says, {prompt[:60]!r}; it can only be "
+                'shown pictures (a captioning benchmark with the prompt "")'
+            )
         return text
 
     def length(self, text: str) -> int:

@@ -1,0 +1,19 @@
+"""A recipe of any method examined."""
+
+from __future__ import annotations
+
+from limbeck.doctor.ctvlm import examine_ctvlm
+from limbeck.doctor.dlip import examine_dlip
+from limbeck.doctor.finding import Finding
+from limbeck.recipe import CTVLMRecipe, Recipe
+
+
+def examine(recipe: Recipe, *, steps: bool = True, memory: float | None = None) -> list[Finding]:
+    """Everything that can be seen before training; nothing is written.
+
+    `steps` tries a few real steps of every stage too. `memory` is that of a device, in GiB, for which to say what fits.
+    Raises RecipeError or DataError where recipe or data cannot be read at all.
+    """
+    if isinstance(recipe, CTVLMRecipe):
+        return examine_ctvlm(recipe, steps=steps, memory=memory)
+    return examine_dlip(recipe, steps=steps, memory=memory)

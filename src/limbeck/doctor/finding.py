@@ -1,0 +1,71 @@
+"""What a check says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from limbeck.data.examples import DataError
+from limbeck.recipe.shared import RecipeError
+
+Status = Literal["ok", "warning", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check has found."""
+
+    check: str
+    status: Status
+    text: str
+    """for people, a line or a few"""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """the same for programs; everything in it goes into JSON"""
+
+
+REST = Finding("the rest", "skipped", "nothing more was looked at: what failed comes first")
+
+
+def failed(findings: Sequence[Finding]) -> bool:
+    """Whether a check has failed."""
+    return any(finding.status == "failed" for finding in findings)
+
+
+def worst(statuses: Sequence[Status]) -> Status:
+    """The one that decides where one finding is about several things."""
+    order: tuple[Status, ...] = ("failed", "warning", "ok", "skipped")
+    return next(status for status in order if status in statuses)
+
+
+def as_json(recipe: str, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What `--json` prints."""
+    checks = [
+        {"check": finding.check, "status": finding.status, "finding": finding.text, "figures": dict(finding.figures)}
+        for finding in findings
+    ]
+    return {"recipe": recipe, "ok": not failed(findings), "checks": checks}
+
+
+def tried(check: str, look: Callable[[], Finding]) -> Finding:
+    """A check's finding; that it cannot be made, because models or data do not work, is one too."""
+    try:
+        return look()
+    except (RecipeError, DataError, ValueError, RuntimeError) as error:
+        return Finding(check, "failed", str(error) or type(error).__name__)
+
+
+def count_of(number: float) -> str:
+    """1234567 -> 1.23M"""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f}{unit}"
+    return f"{number:.0f}"
+
+
+def bytes_of(number: float) -> str:
+    """1234567 -> 1.2 MiB"""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 2**10:.0f} KiB"
