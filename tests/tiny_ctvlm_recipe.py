@@ -50,21 +50,25 @@ def stage(kind: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_eye(folder: Path) -> Path:
-    """An eye with random weights."""
+    """An eye whose random weights, norms and biases too, do not look like a new model's."""
     torch.manual_seed(5)
     config = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
     )
-    CLIPVisionModel(config).save_pretrained(folder)
+    eye = CLIPVisionModel(config)
+    with torch.no_grad():
+        for parameter in eye.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    eye.save_pretrained(folder)
     return folder
 
 
 def write_ctvlm_recipe(folder: Path, eye: Path, stages: list[dict[str, Any]], **changes: Any) -> Path:
-    """Write the recipe with its top sections changed key by key, as `recipe.yaml` whose run folder is `run` beside."""
+    """Write the recipe as `recipe.yaml`, whose run folder is `run` beside it; `duet` and `training` change by key."""
     values = deepcopy(RECIPE) | {"output": str(folder / "run"), "stages": stages}
     values["duet"]["eye"] = str(eye)
     for name, change in changes.items():
-        values[name] = values.get(name, {}) | change if isinstance(change, dict) else change
+        values[name] = values[name] | change if name in ("duet", "training") else change
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -52,6 +52,35 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def doctor(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    no_steps: Annotated[bool, typer.Option("--no-steps", help="try no real steps, tell no hours")] = False,
+    memory: Annotated[float | None, typer.Option(help="GiB of a device that is not here, to see what fits")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for scripts")] = False,
+) -> None:
+    """Look at all that can go wrong before anything trains. Exit code 1 where a check fails; nothing is written."""
+    from contextlib import redirect_stdout
+
+    from limbeck.doctor import as_json as findings_as_json
+    from limbeck.doctor import examine, failed, print_findings
+    from limbeck.recipe import RecipeError, find_recipe, load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    try:
+        with redirect_stdout(sys.stderr):
+            findings = examine(settings, steps=not no_steps, memory=memory)
+    except RecipeError as error:
+        raise RecipeError(f"{find_recipe(recipe)}: {error}") from None
+    if as_json:
+        sys.stdout.write(json.dumps(findings_as_json(recipe, findings), indent=2) + "\n")
+    else:
+        print_findings(console, recipe, findings)
+    if failed(findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Option(help="where the rows go")]) -> None:
     """Evaluate a model on the held-out data that a recipe names; every prediction stays as a row."""
     from limbeck.assemble.dlip import open_data

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.types import Batch
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -63,8 +61,8 @@ class Method(nn.Module, ABC):
         """Called before the forward passes of optimizer step `step`, counted from 0 within the stage."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Loss:
-        """The loss of one micro-batch. A gradient never reaches a teacher."""
+    def forward(self, batch: Any) -> Loss:
+        """The loss of one micro-batch, as the stage's collate makes it. A gradient never reaches a teacher."""
 
     @abstractmethod
     def teachers(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from limbeck.models.duet_config import DuetConfig, TinyVLMConfig
 from limbeck.models.files import read_model_type
 from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, find_recipe, load_recipe
-
+from limbeck.report.table import operations
 
 GENERATIVE = {TinyVLMConfig.model_type, DuetConfig.model_type, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - {"blip"}
 """`model_type` of folders whose models write; BLIP is profiled as the pairs that it is distilled on"""
@@ -78,10 +78,8 @@ def _pairs_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _writers_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Models side by side: parameters by tower, MACs in both conventions, latency by token, speed, peak memory."""
-    first = rows[0]
-    table = Table(
-        "", title=f"{first['new_tokens']} tokens about a picture and {first['words']} words, {first['batch_size']} at a time"
-    )
+    tokens, words, size = (rows[0][key] for key in ("new_tokens", "words", "batch_size"))
+    table = Table("", title=f"{tokens} tokens about a picture and {words} words, {size} at a time")
     for row in rows:
         table.add_column(row["name"], justify="right", overflow="fold")
     towers = dict.fromkeys(tower for row in rows for tower in row["parameters_by_tower"])
@@ -90,8 +88,8 @@ def _writers_table(rows: Sequence[dict[str, Any]]) -> Table:
         counts = [row["parameters_by_tower"].get(tower) for row in rows]
         table.add_row(f"  {tower}", *("-" if count is None else _millions(count) for count in counts))
     for part, label in (("first_token", "MACs to first token"), ("next_token", "MACs a further token")):
-        table.add_row(label, *(_giga(row["macs_by_part"][part]) for row in rows))
-        table.add_row("  with attention", *(_giga(row["macs_with_attention_by_part"][part]) for row in rows))
+        table.add_row(label, *(operations(row["macs_by_part"][part]) for row in rows))
+        table.add_row("  with attention", *(operations(row["macs_with_attention_by_part"][part]) for row in rows))
     for part, label in (("first_token", "first token ms"), ("next_token", "further token ms"), ("whole", "whole ms")):
         table.add_row(label, *(f"{row['latency_ms'][part]:.2f}" for row in rows))
     table.add_row("tokens a second", *(f"{row['tokens_per_second']:.1f}" for row in rows))

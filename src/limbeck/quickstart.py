@@ -13,11 +13,12 @@ from limbeck.report.writers import is_writers
 from limbeck.run import run_recipe
 
 NOTES = (
-    "A teacher, a small student trained without distillation, and the same student distilled: the same data, steps, seed "
-    "and first weights. Distilled means DLIP's terms (hidden states and attention, tower by tower) and soft targets from "
-    "the teacher's predictions, which the paper does not have. All three are tried on scenes whose combinations of "
-    "things were held out of training. The weights of the distilled student's losses were chosen on other scenes, the "
-    "validation split; those of an earlier version, from which the search began, with the test scenes in view."
+    "A teacher, a small student trained without distillation, and the same student distilled: the same data, "
+    "steps, seed and first weights. Distilled means DLIP's terms (hidden states and attention, tower by tower) "
+    "and soft targets from the teacher's predictions, which the paper does not have. All three are tried on "
+    "scenes whose combinations of things were held out of training. The weights of the distilled student's losses "
+    "were chosen on other scenes, the validation split; those of an earlier version, from which the search began, "
+    "with the test scenes in view."
 )
 
 
@@ -43,8 +44,9 @@ def report_runs(out: Path, folders: list[Path], title: str, notes: str = "") -> 
         entries.append(RunEntry(role=role, name=folder.name, folder=folder))
     written = [entry for folder in writers for entry in _writers_of(folder, alone=len(folders) == 1)]
     entries += sorted(written, key=lambda entry: WRITERS_ROLES.index(entry.role))
-    drawn = any("builtin:scenes" in path.read_text() for folder in writers if (path := folder / "recipe.yaml").is_file())
-    return make_report(out, entries, title, "\n\n".join(filter(None, (notes, ATTRIBUTION if drawn else ""))))
+    recipes = [folder / "recipe.yaml" for folder in writers]
+    shows_scenes = any("builtin:scenes" in recipe.read_text() for recipe in recipes if recipe.is_file())
+    return make_report(out, entries, title, "\n\n".join(filter(None, (notes, ATTRIBUTION if shows_scenes else ""))))
 
 
 WRITERS_ROLES = ("tiny", "large", "model")

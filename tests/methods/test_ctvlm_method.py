@@ -15,7 +15,8 @@ from tiny_ctvlm import (
 )
 from torch.nn import functional
 
-from limbeck.methods.ctvlm import CTVLM, to_left, to_right, without_pictures
+from limbeck.methods.ctvlm import CTVLM
+from limbeck.methods.sequences import to_left, to_right, without_pictures
 from limbeck.training.freeze import freeze
 from limbeck.types import IGNORE
 

@@ -327,7 +327,11 @@ def test_another_model_that_was_tried_on_the_benchmarks_joins_them(run, tmp_path
             "method: ctvlm\nstages: [{kind: tune}]\n",
             r"recipe\.yaml, stages, 0, name: wanted a text, found nothing",
         ),
-        ("tiny/profile.json", '{"tokens_per_second": "fast"}', r"tiny/profile\.json, tokens_per_second: wanted a number"),
+        (
+            "tiny/profile.json",
+            '{"tokens_per_second": "fast"}',
+            r"tiny/profile\.json, tokens_per_second: wanted a number",
+        ),
         ("evaluation/summary.json", '{"pope": 3}', r"summary\.json, pope: wanted an object, found int '3'"),
         ("tiny/evaluation/vqa.jsonl", '{"id": "scene-1/0"}\n', r"tiny/evaluation/vqa\.jsonl line 1, prediction"),
         ("log.jsonl", '{"stage": "tune"}\n', r"log\.jsonl line 1, step: wanted a number, found nothing"),

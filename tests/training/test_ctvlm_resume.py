@@ -1,10 +1,12 @@
 """A CTVLM run that is killed in each of its stages goes on by the same command, to the bits of one that was not."""
 
+import gc
 import json
 import multiprocessing
 import os
 import signal
 import traceback
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_ctvlm_recipe import SCENES, stage, write_ctvlm_recipe, write_eye
 
 from limbeck.methods.ctvlm import CTVLM
+from limbeck.models.duet import Duet
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
 from limbeck.training import run as stages_of
@@ -41,6 +44,11 @@ TRAINED = {
 }
 
 
+IMPORTS = ["limbeck.run", "torch._dynamo"]
+IMPORTS += [f"transformers.models.{name}.modeling_{name}" for name in ("clip", "llama", "opt")]
+"""What takes a process longest to start; all of them share it."""
+
+
 class Kill(NamedTuple):
     """A moment of a run, and the checkpoint of its stage that the next call goes on from."""
 
@@ -63,13 +71,15 @@ KILLS = [
     Kill("tune", "step", 2, 1, tear="optimizer.pt"),
     Kill("tune_sampled", "step", 1, 1),
     Kill("tune_sampled", "seal", 3, 2),
+    Kill("tune_sampled", "save", 3, 3),
 ]
-"""One run that dies ten times. Steps count from 0, checkpoints by the steps that they hold."""
+"""One run that dies eleven times. Steps count from 0, checkpoints by the steps that they hold."""
 
 
 def work(recipe: str, kill: Kill | None) -> None:
     """What a process does: run the recipe, and kill itself where it is told to."""
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported need not be looked through each time that a stage ends
     if kill is not None:
         set_trap(kill)
     try:
@@ -80,7 +90,8 @@ def work(recipe: str, kill: Kill | None) -> None:
 
 
 def set_trap(kill: Kill) -> None:
-    """Kill this process before the step, before the checkpoint's manifest, or before the stage counts as finished."""
+    """Kill this process before the step, before the checkpoint's manifest, before the stage counts as finished, or
+    while the large model is saved."""
     begin_step, seal, write_text = CTVLM.begin_step, trainer.seal, stages_of.write_text
 
     def die() -> None:
@@ -101,6 +112,10 @@ def set_trap(kill: Kill) -> None:
             die()
         write_text(path, text)
 
+    def saving(duet: Duet, folder: Path) -> None:
+        duet.config.save_pretrained(folder)
+        die()
+
     match kill.moment:
         case "step":
             CTVLM.begin_step = stepping
@@ -108,6 +123,8 @@ def set_trap(kill: Kill) -> None:
             trainer.seal = sealing
         case "finish":
             stages_of.write_text = finishing
+        case "save":
+            Duet.save_pretrained = saving
 
 
 class Runs(NamedTuple):
@@ -117,13 +134,16 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="module", params=["float32", "bf16"])
 def runs(request, tmp_path_factory) -> Runs:
-    """Two runs of one recipe, the second one killed ten times; each process starts from the same imports."""
+    """Two runs of one recipe, the second one killed again and again; each process starts from the same imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["limbeck.run", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(IMPORTS)
     folder = tmp_path_factory.mktemp("ctvlm")
     eye = write_eye(folder / "eye")
     training = {"bf16": request.param == "bf16", "save_total_limit": 3}
-    recipes = [write_ctvlm_recipe(folder / name, eye, STAGES, training=training) for name in ("reference", "killed")]
+    recipes = [
+        write_ctvlm_recipe(folder / name, eye, STAGES, training=training, evaluation={"models": []})
+        for name in ("reference", "killed")
+    ]
 
     def start(recipe: Path, kill: Kill | None = None) -> int | None:
         process = context.Process(target=work, args=(str(recipe), kill))
@@ -140,7 +160,7 @@ def runs(request, tmp_path_factory) -> Runs:
     for kill in KILLS:
         assert start(recipes[1], kill) == -signal.SIGKILL, f"{kill}: {error(recipes[1])}"
         folder = run / "stages" / kill.stage
-        assert not (folder / "finished.json").exists(), kill
+        assert (folder / "finished.json").exists() == (kill.moment == "save"), kill
         if kill.tear is not None:
             with (list_checkpoints(folder)[-1] / kill.tear).open("r+b") as file:
                 file.truncate(100)
@@ -181,15 +201,16 @@ def test_the_log_has_every_step_once_and_the_same_figures(runs):
     assert killed == reference
 
 
-def test_every_checkpoint_is_whole_in_the_end(runs):
+def test_everything_is_whole_in_the_end(runs):
     for run in (runs.killed, runs.reference):
+        assert not list(run.rglob(".*")), "no draft is left"
         for name in NAMES:
             found = list_checkpoints(run / "stages" / name)
             assert [path.name for path in found] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
             assert all(is_sealed(path) for path in found)
 
 
-@pytest.mark.parametrize(("before", "after"), list(zip(NAMES, NAMES[1:])), ids=NAMES[1:])
+@pytest.mark.parametrize(("before", "after"), list(pairwise(NAMES)), ids=NAMES[1:])
 def test_a_stage_starts_from_the_one_before_and_changes_what_it_trains(runs, before, after):
     old, new = weights_of(runs.killed, before), weights_of(runs.killed, after)
     moved = [name for name in new if name not in old or not torch.equal(old[name], new[name])]

@@ -7,12 +7,13 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from limbeck.assemble.shared import shipped
 from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversation_sources import load_conversations
-from limbeck.data.conversations import ConversationSource
+from limbeck.data.conversations import IMAGE, ConversationSource
 from limbeck.data.decoder_tokenizer import DecoderFolder, DecoderIds, conversation_texts, load_decoder_tokenizer
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import check_skipped
@@ -146,7 +147,8 @@ def _check_tokenizer(role: str, name: str, tokenizer: PreTrainedTokenizerFast) -
     folder = local_model(name)
     if not (folder / "tokenizer.json").is_file():
         return
-    own = load_decoder_tokenizer(DecoderFolder(tokenizer="folder", path=str(folder.resolve()), pad_token=None))
+    own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    own.add_tokens([AddedToken(IMAGE, normalized=False, special=True)])
     try:
         check_same_tokenizer(own, tokenizer, (role, "recipe"))
     except ValueError as error:

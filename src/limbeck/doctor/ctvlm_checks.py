@@ -45,11 +45,12 @@ def refuse_unsound(
     tries = world_size() == 1 and sum(x.numel() for x in method.parameters()) <= QUICK
     sources = {name: dataset.source for name, dataset in datasets.items()}
     training = method.training
-    findings = [
-        check_tokenizer(tokenizer, folders_of(recipe)),
-        *check_templates(recipe, tokenizer, sources),
-        *model_checks(recipe, tokenizer, method, datasets, torch.device("cpu"), tries=tries),
-    ]
+    with torch.random.fork_rng(devices=[]):
+        findings = [
+            check_tokenizer(tokenizer, folders_of(recipe)),
+            *check_templates(recipe, tokenizer, sources),
+            *model_checks(recipe, tokenizer, method, datasets, torch.device("cpu"), tries=tries),
+        ]
     method.train(training)
     wrong = [finding for finding in findings if finding.status == "failed"]
     if wrong:
@@ -133,6 +134,8 @@ def check_lengths(duet: Duet, datasets: Mapping[str, Dialogues], max_length: int
 
 def check_trainable(recipe: CTVLMRecipe, method: CTVLM) -> list[Finding]:
     """Where a stage's own `trainable` differs from what the paper trains in it. Empty where no stage has its own."""
+    if not any(stage.trainable for stage in recipe.stages):
+        return []
     paper = CTVLM(
         method.duet, method.vocabulary, [replace(stage, trainable=()) for stage in method.plan], recipe.duet.embedding
     )

@@ -54,7 +54,7 @@ def check_gradients(method: Method, stage: Stage, dataset: TrainingSet, device: 
     if missed and (stage.trainable or len(missed) == len(names)):
         return Finding(check, "failed", f"no gradient reaches what must train: {by_module(missed)}", figures)
     doubts = [f"no gradient for {by_module(missed)}"] * bool(missed) + [f"zero for {by_module(zero)}"] * bool(zero)
-    said = f"{len(found) - len(zero)} of {len(names)} weights are reached and no other ({', '.join(terms)})"
+    said = f"{len(found) - len(zero)} of {len(names)} tensors are reached and no other ({', '.join(terms)})"
     aside = f"; {by_module(noised)} start as zero, noise stood for them" if noised else ""
     return Finding(check, "warning" if doubts else "ok", "; ".join([said, *doubts]) + aside, figures)
 

@@ -1,7 +1,8 @@
 """How much memory training takes: weights, gradients, optimizer, and what autograd keeps of each row of a batch.
 
 The last is measured: two forward passes, over one and over two of the longest rows, with every tensor counted that
-autograd keeps for the backward pass. What one more row takes is their difference.
+autograd keeps for the backward pass, and what is alive besides at the fullest moment. What one more row takes is their
+difference.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import TrainingArguments
 
 from limbeck.doctor.batches import TrainingSet, batch_of, longest_item
 from limbeck.doctor.finding import Finding, bytes_of
+from limbeck.evaluation.profile import LiveBytes
 from limbeck.method import Method, Stage
 from limbeck.training.freeze import freeze
 
@@ -42,6 +44,8 @@ class Kept:
     """by layer, each with a number of its own"""
     inputs: dict[int, int] = field(default_factory=dict)
     """hidden states that enter each layer, which is all that gradient checkpointing keeps of it"""
+    passing: int = 0
+    """alive at the fullest moment of the pass and gone after it"""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,21 @@ class Need:
     """kept for a batch of any size"""
     row: int
     """kept for each row"""
+    passing: int = 0
+    """for each row, alive for a moment"""
 
     @property
     def fixed(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.once
 
+    @property
+    def one_more(self) -> int:
+        """What a batch of one more row takes."""
+        return self.row + self.passing
+
     def largest(self, room: int) -> int:
         """Rows of the largest micro-batch that fits."""
-        return max(0, int((room * (1 - RESERVE) - self.fixed) // max(1, self.row)))
+        return max(0, int((room * (1 - RESERVE) - self.fixed) // max(1, self.one_more)))
 
 
 def check_memory(
@@ -77,7 +88,7 @@ def check_memory(
 
     `rooms` are devices' bytes, `tokens` the length of the rows that were measured, `measured` says on what.
     """
-    lines, figures, doubts = [], dict[str, Any](), []
+    lines, figures, too_many = [], dict[str, Any](), []
     for stage, need in needs.items():
         wanted = arguments[stage].per_device_train_batch_size
         fits = {device: need.largest(room) for device, room in rooms.items()}
@@ -87,23 +98,26 @@ def check_memory(
             "optimizer": need.optimizer,
             "activations": need.once,
             "activations_per_row": need.row,
+            "passing_per_row": need.passing,
             "tokens_per_row": tokens[stage],
             "largest_micro_batch": fits,
             "micro_batch": wanted,
         }
         most = ", ".join(f"{count:,} on {device}" for device, count in fits.items())
+        said = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer}
+        parts = [f"{bytes_of(size)} {name}" for name, size in {**said, "activations": need.once}.items()]
         lines.append(
-            f"{stage}: {bytes_of(need.weights)} weights, {bytes_of(need.gradients)} gradients, "
-            f"{bytes_of(need.optimizer)} optimizer, {bytes_of(need.once)} and {bytes_of(need.row)} for each row of "
-            f"{tokens[stage]} tokens; rows that fit: {most} (recipe: {wanted})"
+            f"{stage}: {', '.join(parts)}, {bytes_of(need.one_more)} more for each row of {tokens[stage]} tokens; "
+            f"rows that fit: {most} (recipe: {wanted})"
         )
         if wanted > fits[here]:
-            doubts.append(f"{stage}: the recipe's micro-batch of {wanted} does not fit on {here}")
-        if arguments[stage].deepspeed or arguments[stage].fsdp:
-            doubts.append(f"{stage}: these are figures of one process that shares nothing; deepspeed or fsdp shares")
+            too_many.append(f"{wanted} in {stage}")
+    doubts = [f"micro-batches that do not fit on {here}: {', '.join(too_many)}"] * bool(too_many)
+    if any(arguments[stage].deepspeed or arguments[stage].fsdp for stage in needs):
+        doubts.append("these are figures of one process that shares nothing, but deepspeed or fsdp shares")
     figures["devices"] = dict(rooms)
     figures["measured_on"] = measured
-    lines += [*dict.fromkeys(doubts), f"measured: {measured}; the rest is counted"]
+    lines += [*doubts, f"activations measured {measured}, the rest counted"]
     return Finding("memory", "warning" if doubts else "ok", "\n".join(lines), figures)
 
 
@@ -128,14 +142,9 @@ def need_of(
     method.begin_stage(stage, 1)
     method.begin_step(0)
     item, tokens = longest_item(dataset)
-    one, two = (
-        _extrapolated(
-            _kept(method, batch_of(dataset, [item] * rows, device), layers, arguments),
-            layers,
-            checkpointing=bool(arguments.gradient_checkpointing),
-        )
-        for rows in (1, 2)
-    )
+    first, second = (_kept(method, batch_of(dataset, [item] * rows, device), layers, arguments) for rows in (1, 2))
+    checkpointing = bool(arguments.gradient_checkpointing)
+    one, two = (_extrapolated(kept, layers, checkpointing=checkpointing) for kept in (first, second))
     row = max(0, two - one)
     need = Need(
         weights=sum(x.numel() * x.element_size() for x in (*whole.parameters(), *whole.buffers())),
@@ -143,6 +152,7 @@ def need_of(
         optimizer=optimizer_bytes(str(arguments.optim.value), trained),  # pyright: ignore[reportAttributeAccessIssue]
         once=max(0, one - row),
         row=row,
+        passing=max(0, second.passing - first.passing),
     )
     return need, tokens
 
@@ -188,8 +198,11 @@ def _kept(method: Method, batch: Any, layers: Sequence[Layers], arguments: Train
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16
     half = torch.autocast(batch["input_ids"].device.type, dtype=dtype, enabled=arguments.bf16 or arguments.fp16)
     try:
-        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), half:
-            method(batch)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+        with torch.random.fork_rng(devices=[]), LiveBytes(method) as live, hooks, half:
+            loss = method(batch)
+            kept.passing = live.peak - live.live
+        del loss
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +16,7 @@ COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bol
 
 def print_findings(console: Console, recipe: str, findings: Sequence[Finding]) -> None:
     """Every check with what it found, and the sum of it."""
-    table = Table(title=escape(recipe), title_justify="left", title_style="bold", show_lines=True)
+    table = Table(title=escape(recipe), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("check", no_wrap=True, style="bold")
     table.add_column("finding", ratio=1)
     table.add_column("", no_wrap=True)

@@ -81,7 +81,10 @@ def planned_steps(arguments: TrainingArguments, items: int) -> int:
 
 def time_of(hours: float) -> str:
     """0.5 -> 30 minutes"""
-    return f"{hours:.1f} hours" if hours >= 1.5 else f"{hours * 60:.1f} minutes"
+    for size, unit in ((1.0, "hours"), (1 / 60, "minutes")):
+        if hours >= size:
+            return f"{hours / size:.1f} {unit}"
+    return f"{hours * 3600:.0f} seconds"
 
 
 def _rows_per_second(method: Method, stage: Stage, recipe: RunSettings, dataset: TrainingSet) -> float:

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from limbeck.data.chat import Chat, ChatConfig, Encoded, Unfit, widened
-from limbeck.data.conversations import Conversation, ConversationSource
+from limbeck.data.conversations import IMAGE, Conversation, ConversationSource
 from limbeck.data.dataset import normalize
-from limbeck.data.decoder_tokenizer import DecoderFolder, DecoderIds, load_decoder_tokenizer
+from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.dialogue_set import Dialogues, padded_to_square
-from limbeck.data.examples import BrokenImage, DataError
+from limbeck.data.examples import BrokenImage
 from limbeck.data.transform import transform
 from limbeck.doctor.finding import Finding
 from limbeck.models.duet import Duet
@@ -41,10 +42,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, folders: dict[str, str |
             without.append(f"the {role} model's folder {name} has no tokenizer.json, so nobody can compare it")
             continue
         try:
-            own = load_decoder_tokenizer(DecoderFolder(tokenizer="folder", path=str(folder.resolve())))
-        except DataError as error:
+            own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
             without.append(f"the {role} model's tokenizer cannot be compared: {error}")
             continue
+        own.add_tokens([AddedToken(IMAGE, normalized=False, special=True)])
         try:
             check_same_tokenizer(own, tokenizer, (role, "recipe"))
         except ValueError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,7 +69,8 @@ def check_weights(part: Pretrained) -> Finding:
     looked = [name for name, own in random.items() if own.numel() >= LEAST]
     if not looked:
         return Finding(check, "skipped", f"{part.origin}: a new model of its kind has no weights of these names")
-    alike = [name for name in looked if is_alike(spread(random[name]), spread(pairs[name][1]))]
+    scale = _depth_scale(pairs)
+    alike = [name for name in looked if is_alike(spread(random[name]), spread(pairs[name][1]), scale)]
     moved = [name for name, own in still.items() if not torch.equal(own, pairs[name][1].expand_as(own))]
     figures = {
         "matrices": len(looked),
@@ -81,7 +82,7 @@ def check_weights(part: Pretrained) -> Finding:
     if zero and 2 * len(zero) >= len(random):
         text = f"{part.origin}: nothing but zeros in {len(zero)} of {len(random)} matrices: {listed(zero)}"
         return Finding(check, "failed", text, figures)
-    share = len(alike) / max(1, len(looked))
+    share = len(alike) / len(looked)
     if share >= ALIKE and not moved:
         text = (
             f"{part.origin}: these are first weights: {len(alike)} of {len(looked)} matrices are spread as a new "
@@ -94,7 +95,7 @@ def check_weights(part: Pretrained) -> Finding:
     )
     doubts = [f"zeros: {listed(zero)}"] * bool(zero)
     if share >= ALIKE:
-        doubts.append("it can hardly have been trained")
+        doubts.append(f"it can hardly have been trained, or is new in part: {listed(alike)}")
     text = "; ".join([f"{part.origin}: {said}", *doubts])
     return Finding(check, "warning" if doubts else "ok", text, figures)
 
@@ -109,13 +110,13 @@ def spread(values: Tensor) -> Spread:
     return Spread(len(sample), math.sqrt(variance), kurtosis)
 
 
-def is_alike(own: Spread, fresh: Spread) -> bool:
-    """Whether two samples may be of one distribution."""
+def is_alike(own: Spread, fresh: Spread, scale: float = 1.0) -> bool:
+    """Whether two samples may be of one distribution, or of one that is `scale` times as wide."""
     if not own.deviation or not fresh.deviation:
         return own.deviation == fresh.deviation
     count = min(own.size, fresh.size)
-    width = max(DEVIATIONS / math.sqrt(count), 0.005)
-    same_width = abs(math.log(own.deviation / fresh.deviation)) < width
+    width, ratio = max(DEVIATIONS / math.sqrt(count), 0.005), own.deviation / fresh.deviation
+    same_width = any(abs(math.log(ratio / factor)) < width for factor in (1.0, scale))
     return same_width and abs(own.kurtosis - fresh.kurtosis) < max(DEVIATIONS * math.sqrt(48 / count), 0.05)
 
 
@@ -145,6 +146,12 @@ def _pairs(part: Pretrained) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
             matched = fresh.get(_LAYER.sub(lambda found: f".{min(int(found[1]), FRESH_LAYERS - 1)}.", name, count=1))
         if matched is not None and matched.shape == values.shape:
             yield name, (values.detach().cpu(), matched)
+
+
+def _depth_scale(names: Iterable[str]) -> float:
+    """How much narrower deep models start (CLIP, GPT-2), by the root of their layers, than one of `FRESH_LAYERS`."""
+    layers = 1 + max((int(found[1]) for name in names if (found := _LAYER.search(name))), default=0)
+    return math.sqrt(FRESH_LAYERS / max(layers, FRESH_LAYERS))
 
 
 def _is_constant(values: Tensor) -> bool:

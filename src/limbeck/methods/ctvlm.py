@@ -25,8 +25,10 @@ from limbeck.losses.contrastive import contrastive, hard_negatives, matching
 from limbeck.losses.divergence import linear_cross_entropy, linear_divergence
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
+from limbeck.methods.sequences import last_of, smoothed, to_left, to_right, without_pictures
 from limbeck.models.duet import Duet
 from limbeck.models.duet_build import fill_table
+from limbeck.models.duet_layout import pack, segments
 from limbeck.types import IGNORE, ConversationBatch
 
 Kind = Literal["language", "align_tiny", "align_large", "tune"]
@@ -210,7 +212,8 @@ class CTVLM(Method):
                 ids, mask, labels = self._sample(batch)
                 tiny, large = self._answer(ids, mask, labels, image)
                 assert large is not None
-                weight = 1 / (labels != IGNORE).sum()
+                share_of_step = len(ids) / batch["counts"].pairs  # by rows: nobody knows yet how much all will say
+                weight = share_of_step / (labels != IGNORE).sum()
             student, teacher = (large, tiny) if stage.kind == "align_large" else (tiny, large)
             terms[f"{stage.kd}_kl"] = self._divergence(student, teacher, weight)
             weights[f"{stage.kd}_kl"] = share
@@ -268,18 +271,17 @@ class CTVLM(Method):
         asked = torch.arange(answers.shape[1], device=first.device) <= first[:, None]
         ids, mask = to_left(batch["input_ids"], asked, stage.pad_token_id)
         student = self.duet if stage.kind == "align_large" else self.duet.tiny
-        mode = student.training
         student.eval()
         said = student.generate(
             ids,
             pixel_values=batch["pixel_values"],
             attention_mask=mask,
-            max_new_tokens=int(answers.sum(1).max()),
+            max_new_tokens=min(int(answers.sum(1).max()), self._room(ids, mask)),
             do_sample=True,
             eos_token_id=stage.stop_token_id,
             pad_token_id=stage.pad_token_id,
         )
-        student.train(mode)
+        self.train(self.training)
         new = said[:, ids.shape[1] :]
         ended = (new == stage.stop_token_id).int().cumsum(1)
         is_said = ended - (new == stage.stop_token_id).int() == 0
@@ -287,45 +289,16 @@ class CTVLM(Method):
         labels[:, ids.shape[1] - 1 : -1] = new.masked_fill(~is_said, IGNORE)
         return to_right(said, torch.cat([mask, is_said], dim=1), labels, stage.pad_token_id)
 
-
-def smoothed(right: Tensor, choices: int, smoothing: float = 0.1) -> Tensor:
-    """The right one of so many choices [B] as probabilities [B, choices], a share spread evenly (BLIP-2's ITC)."""
-    targets = torch.full((len(right), choices), smoothing / choices, device=right.device)
-    return targets.scatter_(1, right[:, None], 1 - smoothing + smoothing / choices)
+    def _room(self, ids: Tensor, mask: Tensor) -> int:
+        """How many tokens can follow these prompts before either model runs out of positions."""
+        config = self.duet.config
+        segment = segments(ids, mask, None, config.image_token_id)
+        large = pack(segment, config.features, has_features=config.tiny_part.in_sequence)
+        return min(
+            config.tiny_part.text_part.max_position_embeddings - ids.shape[1],
+            config.large_part.max_position_embeddings - large.source.shape[1],
+        )
 
 
 def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
-
-
-def without_pictures(batch: ConversationBatch, image_token_id: int) -> tuple[Tensor, Tensor]:
-    """The texts alone: ids and mask [B, T - N] of rows that all hold the same number N of image tokens."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    kept = ids != image_token_id
-    length = int(kept.sum(1)[0])
-    return ids[kept].view(len(ids), length), mask[kept].view(len(ids), length)
-
-
-def last_of(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The hidden state of each row's last real token, [B, T, D] -> [B, D]; rows are padded on the right."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-
-
-def to_left(ids: Tensor, kept: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """The `kept` tokens [B, T] of each row, padded on the left to the longest: ids and mask."""
-    lengths = kept.sum(1)
-    place = torch.arange(int(lengths.max()), device=ids.device)
-    mask = place >= (len(place) - lengths)[:, None]
-    moved = torch.full(mask.shape, pad, dtype=ids.dtype, device=ids.device)
-    moved[mask] = ids[kept]
-    return moved, mask
-
-
-def to_right(ids: Tensor, kept: Tensor, labels: Tensor, pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `kept` tokens [B, T] of each row and their labels, padded on the right to the longest: ids, mask, labels."""
-    lengths = kept.sum(1)
-    mask = torch.arange(int(lengths.max()), device=ids.device) < lengths[:, None]
-    moved = torch.full(mask.shape, pad, dtype=ids.dtype, device=ids.device)
-    moved_labels = torch.full_like(moved, IGNORE)
-    moved[mask], moved_labels[mask] = ids[kept], labels[kept]
-    return moved, mask, moved_labels

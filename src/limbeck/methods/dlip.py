@@ -159,9 +159,9 @@ class DLIP(Method):
         wanted = {name for name, weight in self.weights.items() if weight}
         hidden = [name for name in self.hidden_sites if f"hidden/{name}" in wanted]
         attention = {term: where for term, where in self.attention_terms.items() if term in wanted}
-        logits = [name for term, name in self.logit_terms.items() if term in wanted]
+        logits = [site for term, site in self.logit_terms.items() if term in wanted]
         capture = {name for name, _ in attention.values()}
-        needed = capture.union(hidden, *(LOGIT_PASSES[name] for name in logits))
+        needed = capture.union(hidden, *(LOGIT_PASSES[site] for site in logits))
         student, terms, pairing = self.objective(self.student, batch, wanted, needed, capture)
         state = {"temperature": self.student.temperature.detach()}
         if self.objective.momentum is not None:
@@ -179,9 +179,9 @@ class DLIP(Method):
                 if name in student:
                     terms[term] = self._attention(kind, name, student[name], teacher[name], batch["counts"])
             models, prompt = (self.student, self.teacher), self.settings.vlp.prompt_tokens
-            for name in (name for name in logits if set(LOGIT_PASSES[name]) <= set(student)):
-                terms[f"logits/{name}"] = logits_loss(
-                    name, models, student, teacher, batch, self.settings.logits, prompt
+            for site in (site for site in logits if set(LOGIT_PASSES[site]) <= set(student)):
+                terms[f"logits/{site}"] = logits_loss(
+                    site, models, student, teacher, batch, self.settings.logits, prompt
                 )
         if not terms:  # nothing of this batch is asked for: no question in it, say
             terms = dict.fromkeys(sorted(wanted), 0 * self.student.temperature)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from limbeck.report.runs import Run
-from limbeck.report.table import NONE, mebibytes, milliseconds, millions, operations
+from limbeck.report.table import NONE, mebibytes, millions, milliseconds, operations
 from limbeck.report.writers import Writer
 
 PARTS = (("first_token", "to the first token"), ("next_token", "for each further token"))
@@ -31,12 +31,11 @@ def cost_details(runs: Sequence[Run]) -> list[Detail]:
         rows.append(_row(f"Parameters, {tower}", writers, lambda _, writer: writer.towers, tower, millions))
     for part, label in PARTS:
         rows.append(_row(f"MACs {label}", writers, lambda _, writer: writer.macs, part, operations))
-        rows.append(
-            _row(f"MACs {label}, with attention", writers, lambda _, writer: writer.macs_with_attention, part, operations)
-        )
+        label = f"MACs {label}, with attention"
+        rows.append(_row(label, writers, lambda _, writer: writer.macs_with_attention, part, operations))
     for part, label in TIMES:
         rows.append(_row(f"Time {label}", writers, lambda run, _: run.latency_ms, part, milliseconds))
-    rows.append(_row("Tokens per second", writers, lambda _, writer: writer.costs, "tokens_per_second", "{:.3g}".format))
+    rows.append(_row("Tokens per second", writers, lambda _, writer: writer.costs, "tokens_per_second", plainly))
     rows.append(_row("Memory", writers, lambda run, _: run.costs, "peak_memory_mib", mebibytes))
     return [*rows, Detail("Measured with", tuple(_settings(writer.settings) for _, writer in writers))]
 
@@ -45,7 +44,12 @@ def figure_details(runs: Sequence[Run]) -> list[Detail]:
     """Every number of the evaluation of models that write, by its path in the summary."""
     writers = [(run, run.writer) for run in runs if run.writer]
     paths = dict.fromkeys(path for _, writer in writers for path in writer.figures)
-    return [_row(path, writers, lambda _, writer: writer.figures, path, "{:.6g}".format) for path in paths]
+    return [_row(path, writers, lambda _, writer: writer.figures, path, plainly) for path in paths]
+
+
+def plainly(value: float) -> str:
+    """12.3456789 as 12.3457."""
+    return f"{value:.6g}"
 
 
 def _row(

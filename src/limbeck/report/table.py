@@ -78,7 +78,13 @@ COLUMNS = (
     ),
     Column("latency_ms", "Latency", "Cost", "median time of a batch (batch_size in profile.json) here", milliseconds),
     Column("first_token_ms", "First token", "Cost", "median time until a batch of answers has begun", milliseconds),
-    Column("next_token_ms", "Next token", "Cost", "median time from each token of a batch of answers to the next", milliseconds),
+    Column(
+        "next_token_ms",
+        "Next token",
+        "Cost",
+        "median time from each token of a batch of answers to the next",
+        milliseconds,
+    ),
     Column("peak_memory_mib", "Memory", "Cost", "weights, and the most bytes of tensors alive at once", mebibytes),
 )
 """every quantity that the table can show of any model; one that no run has measured gets no column"""
@@ -178,7 +184,7 @@ def _cell(run: Run, column: Column, teacher: Run | None, rivals: Sequence[Run]) 
         return Cell(NONE, None, best=False)
     if run.role == "teacher":
         return Cell(column.show(value), None, best=False)
-    share = shares(run, teacher).get(column.key) if teacher else None
+    share = shares(run, teacher).get(column.key) if teacher and not run.writer else None
     others = [values(other)[column.key] for other in rivals if other is not run and column.key in values(other)]
     better = (value < min(others) if column.is_cost else value > max(others)) if others else False
     return Cell(column.show(value), None if share is None else f"{share:.0%}", best=better)
@@ -200,7 +206,7 @@ def as_json(runs: Sequence[Run]) -> list[dict[str, object]]:
             "macs": _whole(values(run).get("macs")),
             "latency_ms": values(run).get("latency_ms"),
             "peak_memory_mib": values(run).get("peak_memory_mib"),
-            "share_of_teacher": None if teacher is None or run is teacher else shares(run, teacher),
+            "share_of_teacher": None if teacher is None or run is teacher or run.writer else shares(run, teacher),
             **(_writers_json(run.writer) if run.writer else {}),
         }
         for run in runs

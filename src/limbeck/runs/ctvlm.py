@@ -32,6 +32,7 @@ from limbeck.assemble.ctvlm import (
 from limbeck.assemble.shared import build_schedule
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
+from limbeck.doctor import refuse_unsound
 from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
 from limbeck.evaluation.generative.cost import profile_generative
 from limbeck.evaluation.generative.model import GenerativeModel
@@ -40,7 +41,6 @@ from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.runs.folder import check_training, record, refuse_another_recipe
 from limbeck.runs.gallery import hang
-from limbeck.training.checkpoint import write_text
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
@@ -62,6 +62,7 @@ def run_ctvlm(recipe: CTVLMRecipe) -> Path:
         duet = build_models(recipe, tokenizer)
         method = build_method(recipe, duet, tokenizer)
         datasets = build_dialogues(recipe, sources, tokenizer, duet)
+        refuse_unsound(recipe, tokenizer, method, datasets)
         different = list({id(source): source for source in sources.values()}.values())
         total = sum(len(source.conversations) + len(source.skipped) for source in different)
         skipped = SkipLog(folder / "skipped.jsonl", total, recipe.data.max_skipped)

@@ -31,6 +31,7 @@ def refuse_another_recipe(folder: Path, recipe: RunSettings) -> None:
     if not path.exists():
         return
     changed = _differences(yaml.safe_load(path.read_text()), json.loads(recipe.model_dump_json()))
+    changed.sort(key=lambda key: key != "method")
     if changed:
         raise RecipeError(
             f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "

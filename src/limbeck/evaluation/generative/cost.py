@@ -175,7 +175,7 @@ class RunningCount(Count):
             self.attention += query.shape[:-1].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
             return func(*args, **kwargs)
         out = super().__torch_function__(func, types, args, kwargs)
-        if func in _PRODUCTS:
+        if func in _PRODUCTS and args[0].shape[-1] > 1:
             self.attention += out.numel() * args[0].shape[-1]
         elif func in (torch.conv1d, torch.conv3d):
             self.products += out.numel() * args[1][0].numel()
@@ -184,7 +184,8 @@ class RunningCount(Count):
         return out
 
 
-_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+_PRODUCTS = (torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm)
+"""An outer product, with which some models make rotary positions, accumulates nothing and counts nothing."""
 
 
 def _asked(model: GenerativeModel, words: int, picture: Image.Image, batch_size: int) -> BatchFeature:
@@ -242,7 +243,7 @@ class Clock(StoppingCriteria):
         self._device = device
         self.times = [self._now()]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> torch.BoolTensor:
         self.times.append(self._now())
         return cast(torch.BoolTensor, torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device))
 

@@ -1,0 +1,85 @@
+"""The doctor on DLIP recipes: what can be seen of student and teacher before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from doctor_recipes import stir
+
+from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
+from limbeck.doctor import examine, failed
+from limbeck.recipe import load_recipe
+
+STUDENT = {
+    "family": "blip",
+    "vision": {"width": 16, "layers": 1, "heads": 2, "patch_size": 16, "image_size": 32},
+    "text": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.0, "max_positions": 64},
+    "embedding": 16,
+}
+RECIPE: dict[str, Any] = {
+    "student": STUDENT,
+    "tokenizer": {"tokenizer": "wordpiece", "vocab_size": 400},
+    "data": {
+        "train": [{"source": "builtin:scenes", "count": 24, "vocabulary": 36, "size": 32}],
+        "transform": {"size": 32},
+        "pairs": {"questions": 1},
+    },
+    "dlip": {"vlp": {"contrastive": {"queue_size": 8}}},
+    "training": {"per_device_train_batch_size": 4, "max_steps": 20, "report_to": [], "use_cpu": True},
+}
+
+
+def recipe_in(folder: Path, **changes: Any):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "output": str(folder / "run"), **changes}))
+    return load_recipe(str(path))
+
+
+def taught_by(folder: Path, change) -> dict[str, Any]:
+    """The change of a recipe that has a teacher, whose first weights `change` was made to."""
+    recipe = recipe_in(folder)
+    tokenizer = open_tokenizer(recipe, open_data(recipe))
+    teacher = build_student(recipe, tokenizer, None)
+    with torch.no_grad():
+        change(teacher)
+    teacher.save(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    place = str(folder / "teacher")
+    return {"teacher": {"folders": [place]}, "tokenizer": {"tokenizer": "folder", "path": place}}
+
+
+def zero(model):
+    for parameter in model.parameters():
+        parameter.zero_()
+
+
+def test_a_sound_recipe_is_fit(tmp_path):
+    findings = {finding.check: finding for finding in examine(recipe_in(tmp_path, **taught_by(tmp_path, stir)))}
+    assert not failed(list(findings.values())), findings
+    assert list(findings) == ["tokenizer", "weights teacher", "gradients pretrain", "parameters", "memory", "speed"]
+    trained = findings["parameters"].figures["trainable"]["pretrain"]
+    assert not any(count for tower, count in trained.items() if tower.startswith(("teacher", "objective")))
+    assert trained["student.vision"] == findings["parameters"].figures["parameters"]["teacher.vision"]
+    assert findings["speed"].figures["pretrain"]["steps"] == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "said"),
+    [(zero, "models", "nothing but zeros"), (lambda _: None, "weights teacher", "first weights")],
+)
+def test_a_teacher_that_was_never_trained_is_refused(tmp_path, change, check, said):
+    findings = {finding.check: finding for finding in examine(recipe_in(tmp_path, **taught_by(tmp_path, change)))}
+    assert findings[check].status == "failed"
+    assert said in findings[check].text
+    assert findings["the rest"].status == "skipped"
+
+
+def test_a_stage_that_leaves_parts_of_the_student_alone_says_so(tmp_path):
+    stages = [{"name": "only_contrast", "weights": {"contrastive": 1.0}}]
+    findings = {finding.check: finding for finding in examine(recipe_in(tmp_path, stages=stages), steps=False)}
+    assert findings["gradients only_contrast"].status == "warning"
+    assert "no gradient for student.text" in findings["gradients only_contrast"].text
