@@ -152,16 +152,13 @@ def test_every_kind_of_full_scale_recipe_has_a_twin():
 def test_a_twin_differs_in_size_and_data_alone(name):
     twin, full = settings(name), settings(name.removesuffix("-debug"))
     assert twin.output == full.output.replace("runs/ctvlm/", "runs/ctvlm/debug/", 1)
-    size = {"max_steps", "num_train_epochs", "per_device_train_batch_size", "warmup_steps", "save_steps"}
+    size = {"max_steps", "per_device_train_batch_size", "warmup_steps", "save_steps", "gradient_checkpointing"}
     for own, other in zip(twin.stages, full.stages, strict=True):
         assert own.model_dump(exclude={"data", "training"}) == other.model_dump(exclude={"data", "training"})
         assert {key for key in own.training if own.training[key] != other.training.get(key)} <= size
-    assert twin.duet.model_dump(exclude={"eye", "tiny", "large", "embedding"}) == full.duet.model_dump(
-        exclude={"eye", "tiny", "large", "embedding"}
-    )
-    assert twin.data.dialogues.model_dump(exclude={"max_length"}) == full.data.dialogues.model_dump(
-        exclude={"max_length"}
-    )
+    models = {"eye", "tiny", "large", "embedding"}
+    assert twin.duet.model_dump(exclude=models) == full.duet.model_dump(exclude=models)
+    assert twin.data.dialogues == full.data.dialogues.model_copy(update={"max_length": 256})
     machine = {"deepspeed", "dataloader_num_workers", "logging_steps", "save_steps"}
     assert {key for key in twin.training if twin.training[key] != full.training.get(key)} <= machine
     assert twin.evaluation.models == full.evaluation.models
@@ -223,6 +220,19 @@ def test_every_twin_is_run():
     assert {f"ctvlm/{values[0]}-debug" for values in marked.args[1]} == {*TWINS}
 
 
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForImageTextToText.from_pretrained(run / "student").state_dict()
+
+
+def test_gradient_checkpointing_as_at_full_scale_changes_nothing(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    plain = run_recipe(settings(f"{PAPER}-debug"))
+    overrides = [f"stages.{name}.training.gradient_checkpointing=true" for name in ("align_large", "tune")]
+    other = run_recipe(load_recipe(f"{PAPER}-debug", [*overrides, "output=checkpointing", "evaluation.models=[]"]))
+    first, second = weights(plain), weights(other)
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+
+
 def test_an_ablation_can_take_over_the_stages_that_it_shares(runs, monkeypatch):
     monkeypatch.chdir(runs)
     origin = run_recipe(settings(f"{PAPER}-debug"))
@@ -231,9 +241,7 @@ def test_an_ablation_can_take_over_the_stages_that_it_shares(runs, monkeypatch):
     folder = run_recipe(load_recipe("ctvlm/no_kd-debug", [f"output={runs / 'shares'}", "evaluation.models=[]"]))
     assert set(terms_of(folder)) == {"align_large", "tune"}
     whole = run_recipe(settings("ctvlm/no_kd-debug"))
-    first, second = (
-        AutoModelForImageTextToText.from_pretrained(each / "student").state_dict() for each in (folder, whole)
-    )
+    first, second = weights(folder), weights(whole)
     assert all(torch.equal(first[key], second[key]) for key in first), "as if it had trained them itself"
 
 

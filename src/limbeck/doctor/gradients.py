@@ -54,8 +54,8 @@ def check_gradients(method: Method, stage: Stage, dataset: TrainingSet, device: 
     if missed and (stage.trainable or len(missed) == len(names)):
         return Finding(check, "failed", f"no gradient reaches what must train: {by_module(missed)}", figures)
     doubts = [f"no gradient for {by_module(missed)}"] * bool(missed) + [f"zero for {by_module(zero)}"] * bool(zero)
-    said = f"{len(found) - len(zero)} of {len(names)} tensors are reached and no other ({', '.join(terms)})"
-    aside = f"; {by_module(noised)} start as zero, noise stood for them" if noised else ""
+    said = f"reach {len(found) - len(zero)} of {len(names)} tensors and no other ({', '.join(terms)})"
+    aside = f"; {by_module(noised)} start as zero: noise stood in" if noised else ""
     return Finding(check, "warning" if doubts else "ok", "; ".join([said, *doubts]) + aside, figures)
 
 
@@ -101,12 +101,13 @@ def check_parameters(method: Method, towers: Sequence[str]) -> Finding:
         for name, parameter in method.named_parameters():
             counts[_tower(name, towers)] += parameter.numel() if name in names else 0
         trains[stage.name], totals[stage.name] = counts, sum(counts.values())
-    lines = [
-        f"{tower} {count_of(size)}: {_when({stage: counts[tower] for stage, counts in trains.items()}, size)}"
-        for tower, size in sizes.items()
-    ]
+    groups: dict[str, list[str]] = {}
+    for tower, size in sizes.items():
+        when = _when({stage: counts[tower] for stage, counts in trains.items()}, size)
+        groups.setdefault(when, []).append(f"{tower} {count_of(size)}")
+    lines = [f"{when}: {', '.join(said)}" for when, said in groups.items()]
     sums = ", ".join(f"{count_of(total)} in {stage}" for stage, total in totals.items())
-    lines.append(f"all {count_of(sum(sizes.values()))}: {sums} train")
+    lines.append(f"of {count_of(sum(sizes.values()))} in all train {sums}")
     figures: dict[str, Any] = {"parameters": sizes, "trainable": trains}
     return Finding("parameters", "ok", "\n".join(lines), figures)
 

@@ -73,6 +73,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, duet: Duet) -> Finding:
         return Finding("vocabulary", "failed", f"{needed:,} tokens need a row each, but {', '.join(short)}", rows)
     padded = {name: count - needed for name, count in rows.items()}
     said = [f"{name} {count:,} rows, {padded[name]:,} of them padding" for name, count in rows.items()]
+    if len(set(rows.values())) == 1:
+        said = [said[0].replace("tiny table and head", "tables and heads:")]
     return Finding("vocabulary", "ok", "; ".join(said), {"needed": needed, "rows": rows, "padded": padded})
 
 
@@ -110,8 +112,8 @@ def check_template(
     if wrong:
         return Finding(check, "failed", wrong, figures)
     text = (
-        f"after {before!r} the model learns to say {said!r}; {figures['supervised_tokens']} of {len(encoded.ids)} "
-        f"tokens of {conversation.id} are supervised, and generation prompts are the same tokens ({', '.join(stages)})"
+        f"{', '.join(stages)}: after {before!r} comes {said!r}; {figures['supervised_tokens']} of {len(encoded.ids)} "
+        "tokens are supervised; generation prompts agree"
     )
     return Finding(check, "ok", text, figures)
 
@@ -151,7 +153,7 @@ def check_picture(duet: Duet, chat: Chat, dataset: Dialogues) -> Finding:
     prepared = transform(padded_to_square(image) if square else image, dataset.transform, random.Random(0))
     prepared = normalize(torch.from_numpy(prepared)[None])
     distance = float((prepared - inputs["pixel_values"]).abs().mean())
-    text = f"{wanted} of one picture in config, processor and eye; training's picture differs by {distance:.3f}"
+    text = f"{wanted} in config, processor and eye; training's picture and the processor's differ by {distance:.3f}"
     return Finding(check, "ok" if distance <= UNLIKE else "warning", text, figures | {"difference": distance})
 
 

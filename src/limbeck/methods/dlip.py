@@ -159,7 +159,7 @@ class DLIP(Method):
         wanted = {name for name, weight in self.weights.items() if weight}
         hidden = [name for name in self.hidden_sites if f"hidden/{name}" in wanted]
         attention = {term: where for term, where in self.attention_terms.items() if term in wanted}
-        logits = [site for term, site in self.logit_terms.items() if term in wanted]
+        logits: list[LogitTerm] = [site for term, site in self.logit_terms.items() if term in wanted]
         capture = {name for name, _ in attention.values()}
         needed = capture.union(hidden, *(LOGIT_PASSES[site] for site in logits))
         student, terms, pairing = self.objective(self.student, batch, wanted, needed, capture)
