@@ -179,10 +179,10 @@ class DLIP(Method):
                 if name in student:
                     terms[term] = self._attention(kind, name, student[name], teacher[name], batch["counts"])
             models, prompt = (self.student, self.teacher), self.settings.vlp.prompt_tokens
-            for site in (site for site in logits if set(LOGIT_PASSES[site]) <= set(student)):
-                terms[f"logits/{site}"] = logits_loss(
-                    site, models, student, teacher, batch, self.settings.logits, prompt
-                )
+            for site in logits:
+                if set(LOGIT_PASSES[site]) <= set(student):
+                    soft = logits_loss(site, models, student, teacher, batch, self.settings.logits, prompt)
+                    terms[f"logits/{site}"] = soft
         if not terms:  # nothing of this batch is asked for: no question in it, say
             terms = dict.fromkeys(sorted(wanted), 0 * self.student.temperature)
         return Loss(terms=terms, weights={name: self.weights[name] for name in terms}, state=state)
