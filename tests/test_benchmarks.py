@@ -15,7 +15,7 @@ SLOW = [
     pytest.param("ablation_dlip", {"table", "model", "CIDEr", "VQA"}),
     pytest.param("quality_ctvlm", {"table", "model", "CIDEr", "VQA"}),
     pytest.param("attention_kl", {"shape", "variant", "ms", "MiB"}),
-    pytest.param("divergence", {"variant", "ms", "MiB"}),
+    pytest.param("divergence", {"kind", "variant", "ms", "MiB"}),
     pytest.param("train_step", {"setting", "way", "ms"}),
 ]
 

@@ -29,7 +29,10 @@ def test_a_shown_recipe_is_a_recipe_again(tmp_path):
 
 def test_the_schema_is_json_and_knows_the_sections():
     schema = json.loads(run("recipe", "schema").stdout)
-    assert {"student", "teacher", "data", "training"} <= set(schema["properties"])
+    kinds = [schema["$defs"][choice["$ref"].rpartition("/")[2]] for choice in schema["anyOf"]]
+    sections = {kind["properties"]["method"]["const"]: set(kind["properties"]) for kind in kinds}
+    assert {"student", "teacher", "data", "training"} <= sections["dlip"]
+    assert {"duet", "tokenizer", "data", "training"} <= sections["ctvlm"]
 
 
 @pytest.mark.parametrize(

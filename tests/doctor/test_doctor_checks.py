@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, T
 from limbeck.data.chat import Chat
 from limbeck.doctor import refuse_unsound, texts
 from limbeck.doctor.agreement import check_agreement
+from limbeck.doctor.finding import tried
 from limbeck.doctor.gradients import check_gradients
 from limbeck.doctor.memory import Layers, Need, check_memory, need_of, optimizer_bytes
 from limbeck.doctor.texts import check_picture, check_vocabulary
@@ -146,6 +147,11 @@ def test_tokens_without_rows_are_found(build):
     finding = check_vocabulary(tokenizer, method.duet)
     assert finding.status == "failed"
     assert "the large head has 420 rows" in finding.text
+
+
+def test_a_check_that_breaks_off_is_a_finding():
+    finding = tried("speed", lambda: {}["nothing"])
+    assert (finding.check, finding.status, finding.text) == ("speed", "failed", "KeyError: 'nothing'")
 
 
 def test_what_train_runs_changes_nothing(build):

@@ -15,7 +15,7 @@ from limbeck.data.conversations import Conversations, ConversationSource, group_
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import DataError
 from limbeck.doctor.ctvlm_checks import check_templates, folders_of, model_checks
-from limbeck.doctor.finding import REST, Finding, count_of, failed, tried
+from limbeck.doctor.finding import REST, Finding, broken, count_of, failed, tried
 from limbeck.doctor.gradients import check_parameters
 from limbeck.doctor.machine import free_memory, rooms, training_device
 from limbeck.doctor.memory import Layers, Need, check_memory, need_of
@@ -69,17 +69,17 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
             datasets = build_dialogues(used, samples, tokenizer, duet)
         except DataError as error:
             return [*findings, Finding("data", "failed", str(error)), REST]
-        method.to(device)
         if cut:
             findings.append(_say_cut(sizes))
         findings += model_checks(recipe, tokenizer, method, datasets, device, tries=True)
+        method.to(device)
         whole = whole_method(method, sizes, recipe) if cut else method
         findings.append(check_parameters(whole, TOWERS))
         measured = f"on the first {LAYERS} layers of what is large, on {device}" if cut else f"on {device}"
         try:
             found, needs = _memory(method, whole, sizes, datasets, arguments, memory, measured)
-        except (RuntimeError, ValueError) as error:
-            return [*findings, Finding("memory", "failed", str(error))]
+        except Exception as error:  # whatever stops a forward pass would have stopped training
+            return [*findings, broken("memory", error)]
         findings.append(found)
     if steps:
         here = next(iter(rooms(None).items()))

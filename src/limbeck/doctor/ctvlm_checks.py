@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 from limbeck.data.chat import Chat
 from limbeck.data.conversations import ConversationSource
 from limbeck.data.dialogue_set import Dialogues
-from limbeck.distributed import world_size
+from limbeck.distributed import rank, world_size
 from limbeck.doctor.agreement import check_agreement
 from limbeck.doctor.batches import batch_of, longest_item
 from limbeck.doctor.finding import Finding, failed, tried
@@ -57,7 +57,7 @@ def refuse_unsound(
         said = "\n".join(f"  {finding.check}: {finding.text}" for finding in wrong)
         raise RecipeError(f"this must not be trained (`limbeck doctor` shows all that was looked at):\n{said}")
     for finding in findings:
-        if finding.status == "warning":
+        if finding.status == "warning" and rank() == 0:
             log.warning("%s: %s", finding.check, finding.text)
 
 
@@ -81,6 +81,7 @@ def model_checks(
     ]
     if failed(findings) or not tries:
         return findings
+    method.to(device)
     findings.append(tried("teacher = itself", lambda: check_agreement(method, last, device)))
     for stage in method.stages():
         check = f"gradients {stage.name}"

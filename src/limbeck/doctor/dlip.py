@@ -7,7 +7,7 @@ import numpy as np
 from limbeck.assemble.dlip import build_method, build_student, build_teacher, open_data, open_tokenizer
 from limbeck.data.dataset import Pairs
 from limbeck.data.examples import DataError, Examples, Source
-from limbeck.doctor.finding import REST, Finding, failed, tried
+from limbeck.doctor.finding import REST, Finding, broken, failed, tried
 from limbeck.doctor.gradients import check_gradients, check_parameters
 from limbeck.doctor.machine import rooms, training_device
 from limbeck.doctor.memory import check_memory, need_of
@@ -68,8 +68,8 @@ def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None) -> li
             stage.name: need_of(method, method, stage, pairs, arguments[stage.name], (), device)
             for stage in method.stages()
         }
-    except (RuntimeError, ValueError) as error:
-        return [*findings, Finding("memory", "failed", str(error))]
+    except Exception as error:  # whatever stops a forward pass would have stopped training
+        return [*findings, broken("memory", error)]
     needs = {name: need for name, (need, _) in found.items()}
     tokens = {name: length for name, (_, length) in found.items()}
     room = rooms(memory)

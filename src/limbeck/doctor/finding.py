@@ -48,11 +48,17 @@ def as_json(recipe: str, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def tried(check: str, look: Callable[[], Finding]) -> Finding:
-    """A check's finding; that it cannot be made, because models or data do not work, is one too."""
+    """A check's finding; that it cannot be made is one too."""
     try:
         return look()
-    except (RecipeError, DataError, ValueError, RuntimeError) as error:
-        return Finding(check, "failed", str(error) or type(error).__name__)
+    except Exception as error:  # whatever stops a check would have stopped training
+        return broken(check, error)
+
+
+def broken(check: str, error: Exception) -> Finding:
+    """What is to be said of a check that could not be made."""
+    expected = isinstance(error, RecipeError | DataError | ValueError)
+    return Finding(check, "failed", str(error) if expected else f"{type(error).__name__}: {error}")
 
 
 def count_of(number: float) -> str:

@@ -54,7 +54,8 @@ def check_gradients(method: Method, stage: Stage, dataset: TrainingSet, device: 
     if missed and (stage.trainable or len(missed) == len(names)):
         return Finding(check, "failed", f"no gradient reaches what must train: {by_module(missed)}", figures)
     doubts = [f"no gradient for {by_module(missed)}"] * bool(missed) + [f"zero for {by_module(zero)}"] * bool(zero)
-    said = f"reach {len(found) - len(zero)} of {len(names)} tensors and no other ({', '.join(terms)})"
+    losses = ", ".join(dict.fromkeys(name.partition("/")[0] for name in terms))
+    said = f"reach {len(found) - len(zero)} of {len(names)} tensors and no other, from {losses}"
     aside = f"; {by_module(noised)} start as zero: noise stood in" if noised else ""
     return Finding(check, "warning" if doubts else "ok", "; ".join([said, *doubts]) + aside, figures)
 

@@ -65,8 +65,14 @@ def stage_arguments(recipe: RunSettings, stages: Sequence[StageSettings]) -> dic
     for index, stage in enumerate(stages):
         try:
             made[stage.name] = training_arguments(Path(recipe.output), recipe.seed, recipe.training, stage.training)
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError) as error:
             raise RecipeError(f"training, stages.{index}.training: {error}") from None
+        except ImportError as error:
+            reason = str(error).strip()
+            raise RecipeError(
+                f"training, stages.{index}.training: {reason} If that is deepspeed, training.deepspeed=null behind the "
+                "recipe's name examines it without"
+            ) from None
     return made
 
 

@@ -26,7 +26,7 @@ from limbeck.models.duet_processor import make_processor
 from limbeck.models.hub import local_model
 
 LOOKED_AT = 64
-"""Conversations among which one is chosen to be shown."""
+"""Conversations at a time, among which one is chosen to be shown."""
 UNLIKE = 0.1
 """Mean difference of a picture's normalised values past which two ways of preparing it are not the same."""
 
@@ -79,11 +79,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, duet: Duet) -> Finding:
 
 
 def example_for(chat: Chat, source: ConversationSource) -> Conversation | None:
-    """A conversation of the template, the one with most exchanges of the first few."""
-    first = [source.conversations[number] for number in range(min(LOOKED_AT, len(source.conversations)))]
-    written = zip(first, chat.encode(first), strict=True)
-    fitting = [conversation for conversation, encoded in written if not isinstance(encoded, Unfit)]
-    return max(fitting, key=lambda conversation: len(conversation.exchanges), default=None)
+    """A conversation about a picture, the one with most exchanges of the first few that fit the template."""
+    for start in range(0, len(source.conversations), LOOKED_AT):
+        few = [each for each in source.conversations[start : start + LOOKED_AT] if each.image is not None]
+        written = zip(few, chat.encode(few), strict=True)
+        fitting = [conversation for conversation, encoded in written if not isinstance(encoded, Unfit)]
+        if fitting:
+            return max(fitting, key=lambda conversation: len(conversation.exchanges))
+    return None
 
 
 def check_template(
@@ -94,7 +97,7 @@ def check_template(
     chat = Chat(tokenizer, config)
     conversation = example_for(chat, source)
     if conversation is None:
-        return Finding(check, "failed", f"{source.name}: none of its first conversations fits this template")
+        return Finding(check, "failed", f"{source.name}: no conversation about a picture fits this template")
     [encoded] = chat.encode([conversation])
     assert isinstance(encoded, Encoded)
     runs = spans(encoded.supervised)

@@ -134,9 +134,15 @@ class CTVLM(Method):
             self.duet.large.eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
         """What TrainingArguments' `gradient_checkpointing` asks of a model."""
-        self.duet.gradient_checkpointing_enable()
+        self.duet.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """The same, as earlier versions of transformers ask it."""
+        self.duet.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def begin_stage(self, stage: Stage, steps_per_epoch: int) -> None:
         assert isinstance(stage, DuetStage)

@@ -197,7 +197,7 @@ def _eye(part: Part, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _loaded(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    model, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    model, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise ValueError(f"{folder}: lacks {listed(sorted(info['missing_keys']))}")
     return model

@@ -117,6 +117,7 @@ def profile_generative(
             f"profile: wanted at least 2 new_tokens, 1 of words and repeats; found {new_tokens}, {words}, {repeats}"
         )
     picture, weights = Image.new("RGB", (image_size, image_size), GREY), model.model
+    words = words if model.hears else 0
     inputs = _asked(model, words, picture, batch_size)
     room = _positions(weights)
     while words > 1 and room is not None and inputs["input_ids"].shape[1] + new_tokens > room:

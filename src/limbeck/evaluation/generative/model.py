@@ -89,6 +89,15 @@ class GenerativeModel:
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + start.numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def hears(self) -> bool:
+        """Whether the chat template keeps what the user says; that of a model that has learned captions only does not."""
+        try:
+            self.render("what is it?", 1)
+        except ValueError:
+            return False
+        return True
+
     def render(self, prompt: str, images: int) -> str:
         """The whole text that the model reads: the chat template around pictures and prompt.
 
