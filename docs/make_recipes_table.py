@@ -49,7 +49,8 @@ def tables() -> str:
 def table(path: str, section: type[Section]) -> str:
     """Heading, purpose and fields of one section."""
     kind = tag(section)
-    title = f"`{path.rstrip('.')}`" if path else f"A recipe of `{get_args(section.model_fields['method'].annotation)[0]}`"
+    method = "" if path else get_args(section.model_fields["method"].annotation)[0]
+    title = f"`{path.rstrip('.')}`" if path else f"A recipe of `{method}`"
     lines = [f"### {title}{f' with `{kind}`' if kind else ''}", "", first_paragraph(section), ""]
     lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():

@@ -91,7 +91,7 @@ class GenerativeModel:
 
     @property
     def hears(self) -> bool:
-        """Whether the chat template keeps what the user says; that of a model that has learned captions only does not."""
+        """Whether the chat template keeps what the user says; that of a model of bare captions does not."""
         try:
             self.render("what is it?", 1)
         except ValueError:
