@@ -236,3 +236,20 @@ def test_any_decoder_serves_as_prefix_body(config: PreTrainedConfig) -> None:
     ids, mask, _ = batch(conversation(1, 2, 2))
     assert isinstance(duet.tiny, TinyVLM)
     assert duet(input_ids=ids, attention_mask=mask, pixel_values=pixels(1)).logits.shape[-1] == ROWS
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_models_load_in_the_precision_that_is_asked_for_and_answer(dtype, tmp_path):
+    language_model("opt").save_pretrained(tmp_path / "small")  # whose config says in which precision it was saved
+    language_model("llama", 32).save_pretrained(tmp_path / "large")
+    eye_folder("vit", tmp_path / "eye")
+    made = build(eye=tmp_path / "eye", tiny=tmp_path / "small", large=tmp_path / "large")
+    made.save_pretrained(tmp_path / "duet")
+    made.tiny.save_pretrained(tmp_path / "tiny")
+    ids, mask, _ = batch(conversation(1, 2, 1))
+    for kind, name in ((Duet, "duet"), (TinyVLM, "tiny")):
+        model = kind.from_pretrained(tmp_path / name, dtype=dtype)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+        said = model.generate(ids, pixel_values=pixels(1), attention_mask=mask, max_new_tokens=2, min_new_tokens=2)
+        assert said.shape == (1, ids.shape[1] + 2)
+        assert said[:, : ids.shape[1]].equal(ids)

@@ -13,8 +13,8 @@ from limbeck.models.duet_cross import repeated_layers
 
 
 def make_eye(config: PreTrainedConfig) -> PreTrainedModel:
-    """An image tower with first weights."""
-    return without_pooling(AutoModel.from_config(config))
+    """An image tower with first weights, in the precision of the moment, which `from_pretrained` sets."""
+    return without_pooling(AutoModel.from_config(config, dtype=torch.get_default_dtype()))
 
 
 def without_pooling(eye: PreTrainedModel) -> PreTrainedModel:
