@@ -74,7 +74,7 @@ def build_models(recipe: CTVLMRecipe, tokenizer: PreTrainedTokenizerFast) -> Due
     torch.manual_seed(recipe.seed)
     for role, model in (("tiny", choice.tiny), ("large", choice.large)):
         if model.folder is not None:
-            _check_tokenizer(role, model.folder, tokenizer)
+            compare_tokenizer(role, model.folder, tokenizer)
     try:
         return build_duet(
             _eye(choice.eye),
@@ -142,17 +142,21 @@ def _language_model(choice: LanguageModelChoice, tokenizer: PreTrainedTokenizerF
     )
 
 
-def _check_tokenizer(role: str, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A pretrained model reads ids by its own table: where its folder has a tokenizer, it must be the recipe's."""
+def compare_tokenizer(role: str, name: str, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """A pretrained model reads ids by its own table: where its folder has a tokenizer, it must be the recipe's.
+
+    False where the folder has none, so that nobody can compare. Raises RecipeError where they differ.
+    """
     folder = local_model(name)
     if not (folder / "tokenizer.json").is_file():
-        return
+        return False
     own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     own.add_tokens([AddedToken(IMAGE, normalized=False, special=True)])
     try:
         check_same_tokenizer(own, tokenizer, (role, "recipe"))
     except ValueError as error:
         raise RecipeError(f"duet.{role}: {error}") from None
+    return True
 
 
 def last_chat(recipe: CTVLMRecipe) -> ChatConfig:

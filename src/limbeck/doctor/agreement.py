@@ -9,8 +9,7 @@ from limbeck.doctor.batches import TrainingSet, batch_of, spread_items
 from limbeck.doctor.finding import Finding
 from limbeck.losses.divergence import linear_divergence
 from limbeck.methods.ctvlm import CTVLM, DuetStage
-from limbeck.models.duet import Duet
-from limbeck.types import IGNORE, ConversationBatch
+from limbeck.types import ConversationBatch
 
 ROWS = 2
 """Rows of the batch."""
@@ -27,7 +26,7 @@ def check_agreement(method: CTVLM, dataset: TrainingSet, device: torch.device) -
     method.eval()
     batch = batch_of(dataset, spread_items(dataset, ROWS), device)
     with torch.no_grad():
-        first, second = (predictions(method.duet, batch) for _ in range(2))
+        first, second = (predictions(method, batch) for _ in range(2))
         own = {role: _both(first[role], second[role], method.vocabulary) for role in first}
         apart = _both(first["large"], first["tiny"], method.vocabulary)
     figures = {"own": own, "tiny_and_large": apart}
@@ -51,16 +50,12 @@ def check_agreement(method: CTVLM, dataset: TrainingSet, device: torch.device) -
     return Finding(check, "ok", text, figures)
 
 
-def predictions(duet: Duet, batch: ConversationBatch) -> dict[str, Side]:
+def predictions(method: CTVLM, batch: ConversationBatch) -> dict[str, Side]:
     """What each model says at the supervised tokens."""
-    ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
-    hidden = duet.tiny.read(ids, mask, duet.tiny.see(batch["pixel_values"]))
-    inputs = duet.large_inputs(ids, mask, hidden, labels)
-    large = duet.large_hidden(inputs.inputs_embeds, inputs.attention_mask)
-    return {
-        "tiny": (duet.tiny.head_input(hidden[labels != IGNORE]), duet.tiny.head_weight),
-        "large": (large[inputs.labels != IGNORE], duet.large_head_weight),
-    }
+    image = method.duet.tiny.see(batch["pixel_values"])
+    tiny, large = method.answer(batch["input_ids"], batch["attention_mask"], batch["labels"], image)
+    assert large is not None
+    return {"tiny": (tiny.hidden, tiny.head), "large": (large.hidden, large.head)}
 
 
 def _both(student: Side, teacher: Side, vocabulary: int) -> tuple[float, float]:
@@ -82,7 +77,7 @@ def _noisy(method: CTVLM, batch: ConversationBatch) -> dict[str, float]:
         method.train()
         role = "tiny" if stage.kind == "align_large" else "large"
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first, second = (predictions(method.duet, batch)[role] for _ in range(2))
+            first, second = (predictions(method, batch)[role] for _ in range(2))
         distance = max(_both(first, second, method.vocabulary))
         if distance > NOTHING:
             found[stage.name] = distance

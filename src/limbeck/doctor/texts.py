@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from limbeck.assemble.ctvlm import compare_tokenizer
 from limbeck.data.chat import Chat, ChatConfig, Encoded, Unfit, widened
-from limbeck.data.conversations import IMAGE, Conversation, ConversationSource
+from limbeck.data.conversations import Conversation, ConversationSource
 from limbeck.data.dataset import normalize
 from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.dialogue_set import Dialogues, padded_to_square
@@ -21,9 +21,8 @@ from limbeck.data.examples import BrokenImage
 from limbeck.data.transform import transform
 from limbeck.doctor.finding import Finding
 from limbeck.models.duet import Duet
-from limbeck.models.duet_build import check_same_tokenizer
 from limbeck.models.duet_processor import make_processor
-from limbeck.models.hub import local_model
+from limbeck.recipe import RecipeError
 
 LOOKED_AT = 64
 """Conversations at a time, among which one is chosen to be shown."""
@@ -37,20 +36,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, folders: dict[str, str |
     for role, name in folders.items():
         if name is None:
             continue
-        folder = local_model(name)
-        if not (folder / "tokenizer.json").is_file():
-            without.append(f"the {role} model's folder {name} has no tokenizer.json, so nobody can compare it")
-            continue
         try:
-            own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            if not compare_tokenizer(role, name, tokenizer):
+                without.append(f"the {role} model's folder {name} has no tokenizer.json, so nobody can compare it")
+        except RecipeError as error:
+            return Finding("tokenizer", "failed", str(error))
         except (OSError, ValueError) as error:
             without.append(f"the {role} model's tokenizer cannot be compared: {error}")
-            continue
-        own.add_tokens([AddedToken(IMAGE, normalized=False, special=True)])
-        try:
-            check_same_tokenizer(own, tokenizer, (role, "recipe"))
-        except ValueError as error:
-            return Finding("tokenizer", "failed", f"duet.{role}: {error}")
     image = f"<image> is token {ids.image}, padding {ids.pad}, end {ids.eos}, beginning {ids.bos}"
     figures = {"tokens": len(tokenizer), "image": ids.image, "pad": ids.pad, "eos": ids.eos, "bos": ids.bos}
     if ids.pad == ids.eos:

@@ -206,7 +206,8 @@ class CTVLM(Method):
         stage, weight = self.stage, 1 / batch["counts"].answer_tokens
         assert isinstance(stage, DuetStage)
         image = self.duet.tiny.see(batch["pixel_values"])
-        tiny, large = self._answer(batch["input_ids"], batch["attention_mask"], batch["labels"], image)
+        texts = (batch["input_ids"], batch["attention_mask"], batch["labels"])
+        tiny, large = self.answer(*texts, image, tiny_alone=stage.models == "tiny")
         terms = {"language/tiny": self._cross_entropy(tiny, weight)}
         share = stage.kd_weight if stage.kd != "none" else 0.0
         weights = {"language/tiny": 1 - share}
@@ -216,7 +217,7 @@ class CTVLM(Method):
         if large is not None and stage.kd != "none":
             if stage.on_policy:
                 ids, mask, labels = self._sample(batch)
-                tiny, large = self._answer(ids, mask, labels, image)
+                tiny, large = self.answer(ids, mask, labels, image)
                 assert large is not None
                 share_of_step = len(ids) / batch["counts"].pairs  # by rows: nobody knows yet how much all will say
                 weight = share_of_step / (labels != IGNORE).sum()
@@ -225,14 +226,16 @@ class CTVLM(Method):
             weights[f"{stage.kd}_kl"] = share
         return Loss(terms=terms, weights=weights)
 
-    def _answer(
-        self, ids: Tensor, mask: Tensor, labels: Tensor, image: Tensor
+    def answer(
+        self, ids: Tensor, mask: Tensor, labels: Tensor, image: Tensor, *, tiny_alone: bool = False
     ) -> tuple[Predictions, Predictions | None]:
-        """Both models over the same conversations; the large one reads the tiny one's features."""
+        """Both models over the same conversations; the large one reads the tiny one's features.
+
+        ids, mask and shifted labels [B, T], picture tokens [B, N, D]. The second is None where the tiny one is alone.
+        """
         hidden = self.duet.tiny.read(ids, mask, image)
         tiny = self._tiny(hidden, labels)
-        assert isinstance(self.stage, DuetStage)
-        if self.stage.models == "tiny":
+        if tiny_alone:
             return tiny, None
         large = self._large(*self.duet.large_inputs(ids, mask, hidden, labels))
         assert torch.equal(tiny.targets, large.targets), "both models answer the same tokens in the same order"

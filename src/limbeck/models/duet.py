@@ -51,7 +51,8 @@ class Duet(DuetPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.tiny = tiny if tiny is not None else TinyVLM(config.tiny_part)
         self.connector = make_connector(config.connector, config.tiny_part.width, embedding_width(config.large_part))
-        self.large = large if large is not None else AutoModelForCausalLM.from_config(config.large_part, dtype=torch.get_default_dtype())
+        dtype = torch.get_default_dtype()
+        self.large = large if large is not None else AutoModelForCausalLM.from_config(config.large_part, dtype=dtype)
         self.generation_config = self.large.generation_config
         self.post_init()
 

@@ -45,7 +45,8 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
         projected = self.table_is_frozen
         self.project_in = nn.Linear(config.table_width, self.width, bias=False) if projected else None
         self.project_out = nn.Linear(self.width, config.table_width, bias=False) if projected else None
-        self.body = without_table(body if body is not None else AutoModel.from_config(config.text_part, dtype=torch.get_default_dtype()))
+        dtype = torch.get_default_dtype()
+        self.body = without_table(body if body is not None else AutoModel.from_config(config.text_part, dtype=dtype))
         self.cross = cross_attention(self.body, config.text_part) if config.crosses else None
         self.post_init()
 
