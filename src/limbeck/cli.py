@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, profile, report, quickstart, recipe.
+"""The command line: train, compete, doctor, evaluate, profile, report, quickstart, recipe, pool, filter.
 
 Exit codes: 0 done; 1 the run failed; 2 the command, recipe or data is wrong, and nothing was trained.
 """
@@ -18,6 +18,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from limbeck.commands import pool
+from limbeck.commands.compete import compete
+from limbeck.commands.filter import filter_command
+
 app = typer.Typer(
     name="limbeck",
     no_args_is_help=True,
@@ -28,6 +32,9 @@ app = typer.Typer(
 )
 recipes = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
 app.add_typer(recipes, name="recipe")
+app.command()(compete)
+app.add_typer(pool.app, name="pool")
+app.command("filter")(filter_command)
 console = Console()
 
 RecipeName = Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe such as dlip/quickstart")]
@@ -84,13 +91,16 @@ def doctor(
 def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Option(help="where the rows go")]) -> None:
     """Evaluate a model on the held-out data that a recipe names; every prediction stays as a row."""
     from limbeck.assemble.dlip import open_data
-    from limbeck.recipe import CTVLMRecipe, load_recipe
+    from limbeck.recipe import CoMDRecipe, CTVLMRecipe, load_recipe
+    from limbeck.runs.comd import examine_folder
     from limbeck.runs.ctvlm import examine as examine_generative
     from limbeck.runs.dlip import examine, open_student
 
     settings = load_recipe(recipe)
     if isinstance(settings, CTVLMRecipe):
         examine_generative(folder, out, settings)
+    elif isinstance(settings, CoMDRecipe):
+        examine_folder(folder, out, settings)
     else:
         model, tokenizer = open_student(folder)
         examine(out, model, tokenizer, settings, open_data(settings).examples)
@@ -173,14 +183,23 @@ def recipe_schema() -> None:
 def main() -> None:
     """Entry point: what the user did wrong is one message and exit code 2, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    from limbeck.competition.asking import AskingError
+    from limbeck.competition.prompts import PromptError
     from limbeck.data.examples import DataError
     from limbeck.recipe import RecipeError
 
     try:
         app()
-    except (RecipeError, DataError, ValidationError, FileNotFoundError, ValueError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (RecipeError, DataError, PromptError, ValidationError, FileNotFoundError, ValueError) as error:
+        _say(error)
         sys.exit(2)
+    except AskingError as error:  # a server that is gone, a round that wrote nothing: what was said is kept
+        _say(error)
+        sys.exit(1)
+
+
+def _say(error: Exception) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limbeck.recipe import CTVLMRecipe, Recipe
+from limbeck.recipe import CoMDRecipe, CTVLMRecipe, Recipe
+from limbeck.runs.comd import run_comd
 from limbeck.runs.ctvlm import run_ctvlm
 from limbeck.runs.dlip import run_dlip
 
@@ -15,4 +16,10 @@ def run_recipe(recipe: Recipe) -> Path:
     Of several processes (torchrun) all train, and the first one alone does what comes after.
     Everything that can be checked is checked before training starts. Raises RecipeError, DataError, ValueError.
     """
-    return run_ctvlm(recipe) if isinstance(recipe, CTVLMRecipe) else run_dlip(recipe)
+    match recipe:
+        case CoMDRecipe():
+            return run_comd(recipe)
+        case CTVLMRecipe():
+            return run_ctvlm(recipe)
+        case _:
+            return run_dlip(recipe)

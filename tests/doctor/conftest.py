@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from doctor_recipes import recipe_of
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from limbeck.assemble.ctvlm import build_dialogues, build_method, build_models, open_sources, open_tokenizer
+from limbeck.assemble.ctvlm import build_dialogues, build_method, build_models, open_sources
+from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.methods.ctvlm import CTVLM
 from limbeck.recipe import CTVLMRecipe
@@ -21,7 +23,7 @@ from limbeck.recipe import CTVLMRecipe
 def tokenizer(tmp_path_factory) -> PreTrainedTokenizerFast:
     """The recipe's own."""
     recipe = recipe_of(tmp_path_factory.mktemp("tokenizer"))
-    return open_tokenizer(recipe, open_sources(recipe).values())
+    return open_tokenizer(recipe.tokenizer, Path(recipe.data.root), open_sources(recipe).values())
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +64,7 @@ def build(tmp_path) -> Callable[..., Built]:
     def made(changes: dict[str, Any] | None = None) -> Built:
         recipe = recipe_of(tmp_path, changes)
         sources = open_sources(recipe)
-        tokenizer = open_tokenizer(recipe, sources.values())
+        tokenizer = open_tokenizer(recipe.tokenizer, Path(recipe.data.root), sources.values())
         duet = build_models(recipe, tokenizer)
         method = build_method(recipe, duet, tokenizer)
         return recipe, tokenizer, method, build_dialogues(recipe, sources, tokenizer, duet)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from limbeck.assemble.shared import shipped
+from limbeck.assemble.writers import compare_tokenizer, eye, language_model
 from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversation_sources import load_conversations
-from limbeck.data.conversations import IMAGE, ConversationSource
-from limbeck.data.decoder_tokenizer import DecoderFolder, DecoderIds, conversation_texts, load_decoder_tokenizer
+from limbeck.data.conversations import ConversationSource
+from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import check_skipped
 from limbeck.data.transform import TransformConfig
 from limbeck.methods.ctvlm import CTVLM, DuetStage
 from limbeck.models.duet import Duet
-from limbeck.models.duet_build import build_duet, check_same_tokenizer
-from limbeck.models.eyes import eye_of
-from limbeck.models.files import CONFIG, read_model_type
-from limbeck.models.hub import local_model
-from limbeck.recipe.ctvlm import CTVLMRecipe, CTVLMStageConfig, LanguageModelChoice
+from limbeck.models.duet_build import build_duet
+from limbeck.recipe.ctvlm import CTVLMRecipe, CTVLMStageConfig
 from limbeck.recipe.shared import RecipeError
 from limbeck.training.freeze import freeze
 
@@ -40,15 +34,6 @@ def open_sources(recipe: CTVLMRecipe) -> dict[str, ConversationSource]:
             check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
         sources[stage.name] = opened[key]
     return sources
-
-
-def open_tokenizer(recipe: CTVLMRecipe, sources: Iterable[ConversationSource]) -> PreTrainedTokenizerFast:
-    """The tokenizer of both language models; a `bpe` one is trained on all that is said in `sources`."""
-    config = recipe.tokenizer
-    if isinstance(config, DecoderFolder):
-        return load_decoder_tokenizer(config, base=Path(recipe.data.root))
-    different = {id(source): source for source in sources}.values()
-    return load_decoder_tokenizer(config, chain.from_iterable(map(conversation_texts, different)))
 
 
 def build_dialogues(
@@ -74,12 +59,12 @@ def build_models(recipe: CTVLMRecipe, tokenizer: PreTrainedTokenizerFast) -> Due
     torch.manual_seed(recipe.seed)
     for role, model in (("tiny", choice.tiny), ("large", choice.large)):
         if model.folder is not None:
-            compare_tokenizer(role, model.folder, tokenizer)
+            compare_tokenizer(f"duet.{role}", model.folder, tokenizer)
     try:
         return build_duet(
-            _eye(choice.eye),
-            _language_model(choice.tiny, tokenizer),
-            _language_model(choice.large, tokenizer),
+            eye(choice.eye),
+            language_model(choice.tiny, tokenizer),
+            language_model(choice.large, tokenizer),
             tokenizer_length=len(tokenizer),
             image_token_id=ids.image,
             pad_token_id=ids.pad,
@@ -108,55 +93,6 @@ def build_method(recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTrainedTokenizer
         except ValueError as error:
             raise RecipeError(f"stages.{index}.{error}") from None
     return method
-
-
-def _eye(name: str) -> str | PreTrainedModel:
-    """transformers' folder as it is, or the image tower of a model of limbeck's."""
-    folder = Path(shipped(name))
-    if (folder / "student").is_dir():
-        folder = folder / "student"
-    is_ours = (folder / CONFIG).is_file() and read_model_type(folder).startswith("limbeck_")
-    return eye_of(folder) if is_ours else str(folder) if folder.is_dir() else name
-
-
-def _language_model(choice: LanguageModelChoice, tokenizer: PreTrainedTokenizerFast) -> str | PreTrainedConfig:
-    """The folder, or the shape of a new model whose vocabulary is the tokenizer's without its image token."""
-    if choice.folder is not None:
-        return choice.folder
-    ids = DecoderIds.of(tokenizer)
-    values = {
-        "vocab_size": len(tokenizer) - 1 if ids.image == len(tokenizer) - 1 else len(tokenizer),
-        "hidden_size": choice.width,
-        "num_hidden_layers": choice.layers,
-        "num_attention_heads": choice.heads,
-        "num_key_value_heads": choice.heads,
-        "max_position_embeddings": choice.max_positions,
-        "pad_token_id": ids.pad,
-        "bos_token_id": ids.bos,
-        "eos_token_id": ids.eos,
-    }
-    assert choice.width is not None
-    inner = {"opt": {"ffn_dim": 4 * choice.width, "word_embed_proj_dim": choice.width, "dropout": 0.0}}
-    return AutoConfig.for_model(
-        choice.kind, **values, **inner.get(choice.kind, {"intermediate_size": 4 * choice.width})
-    )
-
-
-def compare_tokenizer(role: str, name: str, tokenizer: PreTrainedTokenizerFast) -> bool:
-    """A pretrained model reads ids by its own table: where its folder has a tokenizer, it must be the recipe's.
-
-    False where the folder has none, so that nobody can compare. Raises RecipeError where they differ.
-    """
-    folder = local_model(name)
-    if not (folder / "tokenizer.json").is_file():
-        return False
-    own = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    own.add_tokens([AddedToken(IMAGE, normalized=False, special=True)])
-    try:
-        check_same_tokenizer(own, tokenizer, (role, "recipe"))
-    except ValueError as error:
-        raise RecipeError(f"duet.{role}: {error}") from None
-    return True
 
 
 def last_chat(recipe: CTVLMRecipe) -> ChatConfig:

@@ -12,8 +12,19 @@ from limbeck.data.conversations import ConversationSource, join
 from limbeck.data.example_conversations import CaptionsConfig, DialogueConfig, InstructionsConfig, load_examples
 from limbeck.data.llava import LlavaConfig, load_llava
 from limbeck.data.messages import MessagesConfig, load_messages
+from limbeck.data.scene_roles import SceneInstructionsConfig, SceneRolesConfig, load_scene_roles
+from limbeck.data.scienceqa import ScienceQaSourceConfig, load_scienceqa_conversations
 
-AnyConversations = LlavaConfig | MessagesConfig | CaptionsConfig | InstructionsConfig | DialogueConfig
+AnyConversations = (
+    LlavaConfig
+    | MessagesConfig
+    | CaptionsConfig
+    | InstructionsConfig
+    | DialogueConfig
+    | ScienceQaSourceConfig
+    | SceneRolesConfig
+    | SceneInstructionsConfig
+)
 ConversationSourceConfig = Annotated[AnyConversations, Field(discriminator="source")]
 
 
@@ -24,6 +35,10 @@ def load_conversation_source(config: AnyConversations, base: Path = Path()) -> C
             return load_llava(config, base)
         case MessagesConfig():
             return load_messages(config, base)
+        case ScienceQaSourceConfig():
+            return load_scienceqa_conversations(config, base)
+        case SceneRolesConfig() | SceneInstructionsConfig():
+            return load_scene_roles(config, base)
         case CaptionsConfig() | InstructionsConfig() | DialogueConfig():
             return load_examples(config, base)
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from limbeck.assemble.ctvlm import build_dialogues, build_method, build_models, open_sources, open_tokenizer
+from limbeck.assemble.ctvlm import build_dialogues, build_method, build_models, open_sources
+from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.conversations import Conversations, ConversationSource, group_starts
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import DataError
@@ -47,7 +48,7 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
     arguments = stage_arguments(recipe, recipe.stages)
     sources = open_sources(recipe)
-    tokenizer = open_tokenizer(recipe, sources.values())
+    tokenizer = open_tokenizer(recipe.tokenizer, Path(recipe.data.root), sources.values())
     findings = [check_tokenizer(tokenizer, folders_of(recipe)), *check_templates(recipe, tokenizer, sources)]
     if failed(findings):
         return [*findings, REST]

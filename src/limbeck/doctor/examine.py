@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from limbeck.doctor.comd import examine_comd
 from limbeck.doctor.ctvlm import examine_ctvlm
 from limbeck.doctor.dlip import examine_dlip
 from limbeck.doctor.finding import Finding
-from limbeck.recipe import CTVLMRecipe, Recipe
+from limbeck.recipe import CoMDRecipe, CTVLMRecipe, Recipe
 
 
 def examine(recipe: Recipe, *, steps: bool = True, memory: float | None = None) -> list[Finding]:
@@ -16,4 +17,6 @@ def examine(recipe: Recipe, *, steps: bool = True, memory: float | None = None) 
     """
     if isinstance(recipe, CTVLMRecipe):
         return examine_ctvlm(recipe, steps=steps, memory=memory)
+    if isinstance(recipe, CoMDRecipe):
+        return examine_comd(recipe)
     return examine_dlip(recipe, steps=steps, memory=memory)

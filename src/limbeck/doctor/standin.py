@@ -23,7 +23,8 @@ from limbeck.models.duet import Duet
 from limbeck.models.duet_config import DuetConfig
 from limbeck.models.files import CONFIG
 from limbeck.models.hub import local_model
-from limbeck.recipe.ctvlm import CTVLMRecipe, LanguageModelChoice
+from limbeck.recipe.ctvlm import CTVLMRecipe
+from limbeck.recipe.writers import LanguageModelChoice
 
 LAYERS = 2
 """Of each language model that is cut."""

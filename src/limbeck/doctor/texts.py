@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.assemble.ctvlm import compare_tokenizer
+from limbeck.assemble.writers import compare_tokenizer
 from limbeck.data.chat import Chat, ChatConfig, Encoded, Unfit, widened
 from limbeck.data.conversations import Conversation, ConversationSource
 from limbeck.data.dataset import normalize
@@ -37,7 +37,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, folders: dict[str, str |
         if name is None:
             continue
         try:
-            if not compare_tokenizer(role, name, tokenizer):
+            if not compare_tokenizer(f"duet.{role}", name, tokenizer):
                 without.append(f"the {role} model's folder {name} has no tokenizer.json, so nobody can compare it")
         except RecipeError as error:
             return Finding("tokenizer", "failed", str(error))

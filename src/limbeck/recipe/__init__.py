@@ -1,5 +1,6 @@
 """Recipes: what a run does, by method, read strictly."""
 
+from limbeck.recipe.comd import CoMDRecipe
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.recipe.dlip import DLIPRecipe
 from limbeck.recipe.reader import METHODS, SHIPPED, Recipe, find_recipe, load_recipe, shipped_recipes
@@ -9,6 +10,7 @@ __all__ = [
     "METHODS",
     "SHIPPED",
     "CTVLMRecipe",
+    "CoMDRecipe",
     "DLIPRecipe",
     "Recipe",
     "RecipeError",

@@ -14,29 +14,7 @@ from limbeck.data.dialogue_set import DialoguesConfig
 from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
 from limbeck.evaluation.generative.model import AnsweringConfig
 from limbeck.recipe.shared import RunSettings, StageSettings, check_stages
-
-
-class LanguageModelChoice(Section):
-    """A decoder-only language model of transformers: a pretrained one by `folder`, or a new one."""
-
-    folder: str | None = None
-    """a folder or hub name; it brings its own sizes"""
-    kind: Literal["opt", "llama", "qwen2", "qwen3"] = "llama"
-    """the class of a new one"""
-    width: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    max_positions: int = 2048
-    """longest sequence of a new one"""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> LanguageModelChoice:
-        sizes = (self.width, self.layers, self.heads)
-        if self.folder is None and None in sizes:
-            raise ValueError("give `folder`, or `width`, `layers` and `heads` of a new model")
-        if self.folder is not None and sizes != (None, None, None):
-            raise ValueError("give `folder`, or `width`, `layers` and `heads`, not both")
-        return self
+from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
 
 
 class DuetChoice(Section):
@@ -60,17 +38,13 @@ class DuetChoice(Section):
     """width of the space in which stage I-a compares pictures and texts"""
 
 
-class ConversationsConfig(Section):
+class CTVLMDataConfig(ConversationsConfig):
     """What every stage's data share."""
 
-    root: str = "."
-    """folder that relative paths start from, those of `evaluation` too"""
     dialogues: DialoguesConfig = DialoguesConfig(needs_image=True)
-    max_skipped: float = Field(default=0.01, ge=0, le=1)
-    """share of broken records and pictures past which the run stops"""
 
     @model_validator(mode="after")
-    def _pictures(self) -> ConversationsConfig:
+    def _pictures(self) -> CTVLMDataConfig:
         if not self.dialogues.needs_image:
             raise ValueError("dialogues.needs_image: CTVLM's stages want a picture in every conversation; set it true")
         return self
@@ -133,7 +107,7 @@ class CTVLMRecipe(RunSettings):
     duet: DuetChoice
     tokenizer: DecoderTokenizerConfig
     """of both language models; one that has another is refused"""
-    data: ConversationsConfig = ConversationsConfig()
+    data: CTVLMDataConfig = CTVLMDataConfig()
     stages: tuple[CTVLMStageConfig, ...] = Field(min_length=1)
     evaluation: CTVLMEvaluationConfig = CTVLMEvaluationConfig()
     profile_batch_size: int = Field(default=1, ge=1)

@@ -17,15 +17,16 @@ import yaml
 from pydantic import ValidationError
 
 from limbeck.explain import explain, nearest
+from limbeck.recipe.comd import CoMDRecipe
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.recipe.dlip import DLIPRecipe
 from limbeck.recipe.shared import RecipeError
 
 SHIPPED = Path(str(files("limbeck"))) / "recipes"
 
-Recipe = DLIPRecipe | CTVLMRecipe
+Recipe = DLIPRecipe | CTVLMRecipe | CoMDRecipe
 
-METHODS: Mapping[str, type[Recipe]] = {"dlip": DLIPRecipe, "ctvlm": CTVLMRecipe}
+METHODS: Mapping[str, type[Recipe]] = {"dlip": DLIPRecipe, "ctvlm": CTVLMRecipe, "comd": CoMDRecipe}
 """The recipe's class by its `method`."""
 
 

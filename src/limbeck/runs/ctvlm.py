@@ -27,9 +27,9 @@ from limbeck.assemble.ctvlm import (
     build_models,
     last_chat,
     open_sources,
-    open_tokenizer,
 )
 from limbeck.assemble.shared import build_schedule
+from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
 from limbeck.doctor import refuse_unsound
@@ -58,7 +58,7 @@ def run_ctvlm(recipe: CTVLMRecipe) -> Path:
         load_benchmark(benchmark, Path(recipe.data.root))
     if not (folder / "student" / "config.json").exists() or not (folder / "tiny" / "student" / "config.json").exists():
         sources = open_sources(recipe)
-        tokenizer = open_tokenizer(recipe, sources.values())
+        tokenizer = open_tokenizer(recipe.tokenizer, Path(recipe.data.root), sources.values())
         duet = build_models(recipe, tokenizer)
         method = build_method(recipe, duet, tokenizer)
         datasets = build_dialogues(recipe, sources, tokenizer, duet)

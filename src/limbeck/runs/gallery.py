@@ -34,7 +34,7 @@ def hang(gallery: Path, benchmarks: Mapping[str, Sequence[Item]]) -> None:
         if len(entries) == PICTURES:
             break
         file = f"{len(entries)}.png"
-        if _save(about[key][0][1].images[0], gallery / file):
+        if save_picture(about[key][0][1].images[0], gallery / file):
             entries.append(_entry(file, about[key]))
     write_text(gallery / "gallery.json", json.dumps(entries, ensure_ascii=False))
 
@@ -64,7 +64,7 @@ def _in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(ordered))
 
 
-def _save(image: ImageSource, file: Path) -> bool:
+def save_picture(image: ImageSource, file: Path) -> bool:
     """Whether the picture opened."""
     try:
         picture = image.open()

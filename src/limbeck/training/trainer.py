@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -105,17 +107,27 @@ class StageTrainer(Trainer):
         model.train()
         counts = inputs.pop("counts")
         batch = {**self._prepare_inputs(inputs), "counts": counts}
-        with self.compute_loss_context_manager():
-            loss: Loss = model(batch)
-        total = loss.total
-        if self.gradient_share_steps and self.state.global_step % self.gradient_share_steps == 0:
-            self.meter.shares = _gradient_shares(loss, [p for p in model.parameters() if p.requires_grad])
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self.accelerator.backward(total, scale_wrt_gas=False)
-        else:
-            self.accelerator.backward(total)
+        with self._attention():
+            with self.compute_loss_context_manager():
+                loss: Loss = model(batch)
+            total = loss.total
+            if self.gradient_share_steps and self.state.global_step % self.gradient_share_steps == 0:
+                self.meter.shares = _gradient_shares(loss, [p for p in model.parameters() if p.requires_grad])
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                self.accelerator.backward(total, scale_wrt_gas=False)
+            else:
+                self.accelerator.backward(total)
         self.meter.add(loss)
         return total.detach()
+
+    def _attention(self) -> AbstractContextManager:
+        """Attention by plain products where bfloat16 is trained on a CPU.
+
+        There the backward pass of torch's flash attention takes 7 to 50 times as long at up to 50 tokens, and still
+        1.5 times at 200 (benchmarks/bf16_attention.py); forward it is as fast.
+        """
+        plain = self.args.device.type == "cpu" and self.args.bf16
+        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The recipe's own schedule where it has one, else TrainingArguments' by name."""

@@ -19,9 +19,10 @@ from limbeck.evaluation.generative.items import Item, short_answer
 from limbeck.evaluation.generative.model import GenerativeModel
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}USER: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "ASSISTANT: {{ message['content'][0]['text'] }}</s>{% else %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 

@@ -10,9 +10,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, OPTConfig
 from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.decoder_tokenizer import BpeTokenizer, load_decoder_tokenizer
 from limbeck.data.scenes import ScenesConfig
-from limbeck.evaluation.generative.answering import answers_to
+from limbeck.evaluation.generative.answering import answer_all, answers_to
 from limbeck.evaluation.generative.benchmarks import evaluate_generative
-from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel
+from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, prepare
 from limbeck.evaluation.generative.source_questions import ScenesVqaConfig
 from limbeck.models.duet_build import build_duet
 from limbeck.models.duet_processor import make_processor
@@ -85,3 +85,22 @@ def test_a_model_of_captions_is_shown_pictures_only(tmp_path_factory, items):
     assert any(answers_to(model, shown, max_new_tokens=5))
     with pytest.raises(ValueError, match="leaves out what the user says, 'Which colour is it"):
         answers_to(model, items, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("name", ["tiny", "large"])
+def test_choices_have_the_likelihood_of_the_models_own_loss(folders, items, name, tmp_path):
+    model = GenerativeModel.from_folder(folders[name])
+    choices = ("red", "what colour", "it is a phrase")
+    shown = [replace(item, choices=choices) for item in items if item.images]
+    rows = answer_all(
+        model, shown, tmp_path / "rows.jsonl", max_new_tokens=1, config=AnsweringConfig(batch_size=9), progress=False
+    ).rows
+    for item, row in zip(shown, rows, strict=True):
+        for choice, found, tokens in zip(choices, row["log_probabilities"], row["tokens"], strict=True):
+            whole = model.render_answered(item.prompt, 1, choice)
+            inputs = prepare(model.processor, [whole], [[item.images[0].open()]])
+            labels = torch.full_like(inputs["input_ids"], -100)
+            labels[:, -tokens:] = inputs["input_ids"][:, -tokens:]
+            with torch.no_grad():
+                loss = model.model(**inputs, labels=labels).loss
+            assert found == pytest.approx(-float(loss) * tokens, abs=2e-3)

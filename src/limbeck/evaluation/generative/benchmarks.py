@@ -10,21 +10,35 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from limbeck.evaluation.generative import captions, choices, mmbench, mmmu, open_questions, source_questions, yes_no
+from limbeck.competition.asking import Asker
+from limbeck.evaluation.generative import (
+    captions,
+    llava_bench,
+    mmbench,
+    mmmu,
+    open_questions,
+    scienceqa,
+    seed_bench,
+    source_questions,
+    yes_no,
+)
 from limbeck.evaluation.generative.answering import AnsweringConfig, GenerativeModel, answer_all
 from limbeck.evaluation.generative.items import Item, Scored
+from limbeck.evaluation.generative.judging import JudgedConfig, review_all
 from limbeck.evaluation.inputs import Row, read_rows, write_rows, write_whole
 
 AnyBenchmark = (
     open_questions.VqaV2Config
     | open_questions.TextVqaConfig
     | open_questions.GqaConfig
-    | choices.ScienceQaConfig
-    | choices.SeedBenchConfig
+    | scienceqa.ScienceQaConfig
+    | seed_bench.SeedBenchConfig
     | yes_no.PopeConfig
     | yes_no.MmeConfig
     | mmbench.MMBenchConfig
     | mmmu.MmmuConfig
+    | llava_bench.LlavaBenchCocoConfig
+    | llava_bench.LlavaBenchWildConfig
     | captions.CocoCaptionsConfig
     | captions.CaptionsConfig
     | captions.ScenesCaptionConfig
@@ -41,6 +55,8 @@ class Benchmark:
     load: Callable[[Any, Path], list[Item]]
     score: Callable[[Sequence[Row]], Scored]
     """from rows alone, without model and files"""
+    review: Callable[[Row], str] | None = None
+    """what a judge is asked about a row; rows are scored by what it replies"""
     submission: Callable[[Sequence[Row]], list[dict[str, Any]]] | None = None
     """what an evaluation server or the official script takes, written to <name>_results.json"""
 
@@ -51,12 +67,18 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "textvqa": Benchmark(load=open_questions.load_textvqa, score=open_questions.score_textvqa),
     "gqa": Benchmark(load=open_questions.load_gqa, score=open_questions.score_gqa),
-    "scienceqa": Benchmark(load=choices.load_scienceqa, score=choices.score_scienceqa),
-    "seed_bench": Benchmark(load=choices.load_seed_bench, score=choices.score_seed_bench),
+    "scienceqa": Benchmark(load=scienceqa.load_scienceqa, score=scienceqa.score_scienceqa),
+    "seed_bench": Benchmark(load=seed_bench.load_seed_bench, score=seed_bench.score_seed_bench),
     "pope": Benchmark(load=yes_no.load_pope, score=yes_no.score_pope),
     "mme": Benchmark(load=yes_no.load_mme, score=yes_no.score_mme),
     "mmbench": Benchmark(load=mmbench.load_mmbench, score=mmbench.score_mmbench),
     "mmmu": Benchmark(load=mmmu.load_mmmu, score=mmmu.score_mmmu),
+    "llava_bench_coco": Benchmark(
+        load=llava_bench.load_llava_bench, score=llava_bench.score_llava_bench, review=llava_bench.coco_review
+    ),
+    "llava_bench_wild": Benchmark(
+        load=llava_bench.load_llava_bench, score=llava_bench.score_llava_bench, review=llava_bench.wild_review
+    ),
     "coco_captions": Benchmark(
         load=captions.load_coco_captions, score=captions.score_captions, submission=captions.caption_submission
     ),
@@ -73,7 +95,8 @@ def load_benchmark(config: AnyBenchmark, base: Path = Path()) -> list[Item]:
 
 
 def score(benchmark: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """The summary of rows by a benchmark's rules; a row is an item's `row` with `id` and `prediction`."""
+    """The summary of rows by a benchmark's rules; a row is an item's `row` with `id` and `prediction`, and with `judge`
+    and `review` where the benchmark wants a judge."""
     return BENCHMARKS[benchmark].score(rows).summary
 
 
@@ -92,6 +115,7 @@ def evaluate_generative(
     *,
     base: Path = Path(),
     answering: AnsweringConfig | None = None,
+    judge: Asker | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Answer and score benchmarks; write ``<folder>/evaluation/<name>.jsonl`` and ``summary.json``, which is returned.
@@ -99,31 +123,40 @@ def evaluate_generative(
     Every benchmark's files are read before the first answer, so that a wrong path costs no time. A second call goes on
     where a killed one stopped. Each row says its `benchmark` and, where its rules grade single answers, `accuracy`;
     the summary holds the figures by name, and `skipped` where pictures were broken. A benchmark named `vqa` or
-    `captioning` stands where the report looks for those tasks. Raises ValueError where two have one name, DataError.
+    `captioning` stands where the report looks for those tasks. Benchmarks that want a judge show it their rows and
+    keep its reviews in ``<name>_reviews.jsonl`` too. Raises ValueError where two have one name or a benchmark wants a
+    judge and there is none, DataError.
     """
     names = [config.name or config.benchmark for config in configs]
     if len(set(names)) < len(names) or not names:
         raise ValueError(f"evaluation: wanted benchmarks of different names, found {', '.join(names) or 'none'}")
+    for config in configs:
+        if isinstance(config, JudgedConfig) and judge is None:
+            raise ValueError(
+                f"benchmark {config.benchmark} wants a judge and there is none; name one (`judge`: a model's folder or "
+                "an endpoint), or leave the benchmark out"
+            )
     loaded = [load_benchmark(config, base) for config in configs]
     out = folder / "evaluation"
     summary: dict[str, Any] = {}
     for name, config, items in zip(names, configs, loaded, strict=True):
         benchmark = BENCHMARKS[config.benchmark]
         path = out / f"{name}.jsonl"
+        settings = answering or AnsweringConfig()
+        if config.temperature is not None:
+            settings = settings.model_copy(update={"temperature": config.temperature})
         answers = answer_all(
-            model,
-            items,
-            path,
-            max_new_tokens=config.max_new_tokens,
-            config=answering,
-            progress=progress,
-            name=name,
+            model, items, path, max_new_tokens=config.max_new_tokens, config=settings, progress=progress, name=name
         )
-        scored = benchmark.score(answers.rows)
-        graded = zip(answers.rows, scored.grades, strict=True)
+        rows = answers.rows
+        if isinstance(config, JudgedConfig) and benchmark.review is not None and judge is not None:
+            reviews = out / f"{name}_reviews.jsonl"
+            rows = review_all(judge, rows, benchmark.review, reviews, config, progress=progress, name=f"{name} reviews")
+        scored = benchmark.score(rows)
+        graded = zip(rows, scored.grades, strict=True)
         write_rows(path, [{**row, "benchmark": config.benchmark, **grade} for row, grade in graded])
         if benchmark.submission is not None:
-            results = json.dumps(benchmark.submission(answers.rows), ensure_ascii=False)
+            results = json.dumps(benchmark.submission(rows), ensure_ascii=False)
             write_whole(out / f"{name}_results.json", results)
         summary[name] = scored.summary | ({"skipped": len(answers.skipped)} if answers.skipped else {})
         _write_summary(out, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class CommonConfig(Section):
     """use only the first so many, for a look; the score is then no official one"""
     blind: bool = False
     """show no picture: what the language alone answers"""
+    temperature: float | None = Field(default=None, ge=0)
+    """of sampling in this benchmark; null: that of `answering`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class Item:
     """what the user says; the chat template puts pictures before it"""
     images: tuple[ImageSource, ...]
     """the pictures shown; none for a question of text alone"""
+    choices: tuple[str, ...] = ()
+    """whole answers, of which the likeliest counts; empty where the model writes one"""
     row: Mapping[str, Any]
     """what scoring needs and people like to read, as JSON"""
 
@@ -93,6 +98,18 @@ def reading(file: Path, where: str) -> Iterator[None]:
         yield
     except BrokenRecord as error:
         raise DataError(f"{file}:{where}: {error}") from None
+
+
+def json_lines(file: Path) -> list[tuple[str, Any]]:
+    """The records of a JSONL file with their line numbers, for `reading`. Raises DataError."""
+    records = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                records.append((str(number), json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise DataError(f"{file}:{number}: not JSON: {error}") from error
+    return records
 
 
 class Pictures:

@@ -103,10 +103,7 @@ class GenerativeModel:
 
         Raises ValueError where the template leaves the prompt out, as that of a model that has learned captions only.
         """
-        content: list[dict[str, str]] = [{"type": "image"}] * images
-        if prompt:
-            content = [*content, {"type": "text", "text": prompt}]
-        conversation = [{"role": "user", "content": content}]
+        conversation = [_turn("user", prompt, images)]
         text = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)
         if prompt.strip() not in text:
@@ -116,14 +113,35 @@ class GenerativeModel:
             )
         return text
 
+    def render_answered(self, prompt: str, images: int, answer: str) -> str:
+        """What `render` gives, and after it, as the chat template writes it, an answer to its end; no stop token.
+
+        Raises ValueError where the template does not write an answer after what it writes to ask for one.
+        """
+        begun, answer = self.render(prompt, images), answer.strip()
+        conversation = [_turn("user", prompt, images), _turn("assistant", answer, 0)]
+        text = self.processor.apply_chat_template(conversation, tokenize=False)
+        assert isinstance(text, str)
+        place = text.find(answer, len(begun))
+        if not answer or not text.startswith(begun) or place < 0:
+            raise ValueError(
+                f"the model's chat template asks for an answer with {begun[-40:]!r} and writes {answer[:40]!r} as "
+                f"{text[-80:]!r}: the one does not go on where the other ends, so there is no telling how likely it is"
+            )
+        return text[: place + len(answer)]
+
     def length(self, text: str) -> int:
         """How many tokens a rendered text has, each picture counted as one."""
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def write(self, inputs: BatchFeature, max_new_tokens: int, config: AnsweringConfig) -> list[str]:
         """The answers to prepared prompts [B, T], without special tokens and outer spaces."""
+        return [self.text_of(tokens) for tokens in self.write_tokens(inputs, max_new_tokens, config)]
+
+    def write_tokens(self, inputs: BatchFeature, max_new_tokens: int, config: AnsweringConfig) -> list[list[int]]:
+        """The tokens written after prepared prompts [B, T], up to the stop token; that is there unless it was cut."""
         inputs = inputs.to(self.device, dtype=self.model.dtype)
-        sampling = config.temperature > 0
+        sampling, pad = config.temperature > 0, self.processor.tokenizer.pad_token_id
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             num_beams=config.num_beams,
@@ -131,26 +149,52 @@ class GenerativeModel:
             temperature=config.temperature if sampling else 1.0,
             top_p=config.top_p if sampling else 1.0,
             top_k=0 if sampling else 50,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
+            pad_token_id=pad,
         )
         with evaluating(self.model, self.device, bf16=False):
             written = self._generate(**inputs, generation_config=settings)
         assert isinstance(written, torch.Tensor)
-        new = written[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return [self._until_stop(row) for row in written[:, inputs["input_ids"].shape[1] :].tolist()]
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """What tokens say, without special tokens and outer spaces."""
+        return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        settings = cast(Any, self.model).generation_config.eos_token_id
+        return frozenset([settings] if isinstance(settings, int) else settings or ())
+
+    def _until_stop(self, tokens: list[int]) -> list[int]:
+        stops = self.stop_ids
+        end = next((place for place, token in enumerate(tokens, start=1) if token in stops), len(tokens))
+        return tokens[:end]
 
 
-def prepare(processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> BatchFeature:
-    """Rendered texts and the pictures of each, equally many, as tensors padded on the left."""
+def prepare(
+    processor: ProcessorMixin,
+    texts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    *,
+    padding_side: Literal["left", "right"] = "left",
+) -> BatchFeature:
+    """Rendered texts and the pictures of each, equally many, as padded tensors; generation wants the left side."""
     start = processor.tokenizer.bos_token
     return cast(Any, processor)(
         text=list(texts),
         images=[list(shown) for shown in images] if images[0] else None,
         padding=True,
-        padding_side="left",
+        padding_side=padding_side,
         add_special_tokens=start is None or not texts[0].startswith(start),
         return_tensors="pt",
     )
+
+
+def _turn(role: str, text: str, images: int) -> dict[str, Any]:
+    """One turn as chat templates take it, pictures first."""
+    parts: list[dict[str, str]] = [{"type": "image"}] * images
+    return {"role": role, "content": [*parts, {"type": "text", "text": text}] if text else parts}
 
 
 def _plain(settings: Mapping[Any, Any]) -> dict[str, Any]:

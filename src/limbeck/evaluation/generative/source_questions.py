@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from limbeck.data.example_conversations import SHORT_ANSWER
 from limbeck.data.examples import DataError
 from limbeck.data.scenes import ScenesConfig
 from limbeck.data.sources import SourceConfig, load_sources
-from limbeck.evaluation.generative.items import CommonConfig, Item, short_answer
+from limbeck.evaluation.generative.items import CommonConfig, Item
 
 
 class QuestionsConfig(CommonConfig):
@@ -18,6 +19,8 @@ class QuestionsConfig(CommonConfig):
 
     benchmark: Literal["questions"]
     data: tuple[SourceConfig, ...] = Field(min_length=1)
+    short_answer: str = SHORT_ANSWER
+    """stands after every question"""
     max_new_tokens: int = Field(default=16, ge=1)
 
 
@@ -26,6 +29,8 @@ class ScenesVqaConfig(CommonConfig):
 
     benchmark: Literal["scenes_vqa"]
     data: ScenesConfig = ScenesConfig(source="builtin:scenes", split="test", count=500)
+    short_answer: str = SHORT_ANSWER
+    """stands after every question; "" for models that answer bare questions in a word, such as the laptop's of CoMD"""
     max_new_tokens: int = Field(default=16, ge=1)
 
 
@@ -43,7 +48,7 @@ def load_questions(config: QuestionsConfig | ScenesVqaConfig, base: Path) -> lis
                 "answers": list(question.answers),
             }
             images = () if config.blind else (example.image,)
-            items.append(Item(id=question.id, prompt=short_answer(question.text), images=images, row=row))
+            items.append(Item(id=question.id, prompt=question.text + config.short_answer, images=images, row=row))
         if config.limit is not None and len(items) >= config.limit:
             break
     if not items:

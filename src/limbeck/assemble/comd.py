@@ -1,0 +1,192 @@
+"""A CoMD recipe's student, roles, data and method as objects, each checked to fit the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+from limbeck.assemble.shared import shipped
+from limbeck.assemble.writers import compare_tokenizer, eye, language_model, open_tokenizer
+from limbeck.competition.asking import Asker
+from limbeck.competition.compete import Roles
+from limbeck.competition.endpoints import Endpoints
+from limbeck.data.chat import Chat, ChatConfig
+from limbeck.data.conversation_sources import load_conversations
+from limbeck.data.conversations import ConversationSource
+from limbeck.data.decoder_tokenizer import DecoderIds
+from limbeck.data.examples import check_skipped
+from limbeck.data.model_chat import ModelChat
+from limbeck.data.processed import ProcessedDialogues
+from limbeck.evaluation.generative.asker import LocalAsker
+from limbeck.evaluation.generative.model import GenerativeModel
+from limbeck.methods.comd import CoMD, StudentStage
+from limbeck.models.hub import local_model
+from limbeck.models.llava import build_llava, make_llava_processor
+from limbeck.models.lora import Lora
+from limbeck.models.vlm import load_vlm
+from limbeck.recipe.comd import CoMDRecipe, LocalRole, RoleConfig, tuning_name
+from limbeck.recipe.shared import RecipeError
+from limbeck.training.freeze import freeze
+
+AnyChat = Chat | ModelChat
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model that is to be tuned, and how pictures and texts reach it."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    is_new: bool
+    """put together by the recipe, so that it has no chat template of its own"""
+
+    def chat(self, config: ChatConfig | None) -> AnyChat:
+        """A stage's template; None is the student's own, of a new one LLaVA's."""
+        if config is None and not self.is_new:
+            return ModelChat(self.processor)
+        return Chat(cast(PreTrainedTokenizerFast, cast(Any, self.processor).tokenizer), config)
+
+
+def open_stage_sources(recipe: CoMDRecipe) -> dict[str, ConversationSource]:
+    """The conversations of the stages before the competition, by stage. Raises DataError."""
+    return {stage.name: _opened(recipe, stage.data) for stage in recipe.stages}
+
+
+def open_instructions(recipe: CoMDRecipe) -> ConversationSource:
+    """The pictures and instructions that the competition starts from. Raises DataError."""
+    assert recipe.competition is not None
+    return _opened(recipe, recipe.competition.data)
+
+
+def build_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource]) -> Student:
+    """The student with its first weights; a `bpe` tokenizer is trained on what is said in `sources`.
+
+    Raises RecipeError where parts do not fit each other or the tokenizer, or a folder has no such model.
+    """
+    choice = recipe.student
+    torch.manual_seed(recipe.seed)
+    if choice.folder is not None:
+        folder = local_model(shipped(choice.folder))
+        try:
+            return Student(load_vlm(folder), AutoProcessor.from_pretrained(folder), is_new=False)
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"student.folder: {error}") from None
+    assert choice.eye is not None
+    assert choice.language is not None
+    assert recipe.tokenizer is not None
+    tokenizer = open_tokenizer(recipe.tokenizer, Path(recipe.data.root), sources.values())
+    ids = DecoderIds.of(tokenizer)
+    if choice.language.folder is not None:
+        compare_tokenizer("student.language", choice.language.folder, tokenizer)
+    try:
+        model = build_llava(
+            eye(choice.eye),
+            language_model(choice.language, tokenizer),
+            tokenizer_length=len(tokenizer),
+            image_token_id=ids.image,
+            pad_token_id=ids.pad,
+            bos_token_id=ids.bos,
+            eos_token_id=ids.eos,
+            connector=choice.connector,
+            eye_layer=choice.eye_layer,
+        )
+    except ValueError as error:
+        raise RecipeError(f"student: {error}") from None
+    template = Chat(tokenizer, last_chat(recipe)).jinja
+    processor = make_llava_processor(model, tokenizer, template, pad_to_square=recipe.data.dialogues.pad_to_square)
+    return Student(model, processor, is_new=True)
+
+
+def last_chat(recipe: CoMDRecipe) -> ChatConfig | None:
+    """The template that the trained student is to be asked with; None is its own."""
+    if recipe.competition is not None:
+        return recipe.competition.tuning.chat
+    return recipe.stages[-1].chat
+
+
+def build_dialogues(
+    recipe: CoMDRecipe, source: ConversationSource, student: Student, chat: ChatConfig | None
+) -> ProcessedDialogues:
+    """A stage's training set. Raises DataError."""
+    return ProcessedDialogues(source, student.chat(chat), student.processor, recipe.data.dialogues, seed=recipe.seed)
+
+
+def build_method(recipe: CoMDRecipe, student: Student) -> CoMD:
+    """The method over its student, with all its stages. Raises RecipeError where a stage's globs match nothing."""
+    plan = [
+        StudentStage(name=each.name, trainable=each.trainable, weights={}, training=each.training, kind=each.kind)
+        for each in recipe.stages
+    ]
+    if recipe.competition is not None:
+        tuning = recipe.competition.tuning
+        plan += [
+            StudentStage(
+                name=tuning_name(number),
+                trainable=tuning.trainable,
+                weights={},
+                training={"dataloader_drop_last": False, **tuning.training},  # a round's pool may be small
+                kind="tune",
+            )
+            for number in range(1, recipe.tunings + 1)
+        ]
+    lora = Lora(**recipe.lora.model_dump()) if recipe.lora is not None else None
+    torch.manual_seed(recipe.seed)
+    try:
+        method = CoMD(student.model, plan, lora=lora)
+    except ValueError as error:
+        raise RecipeError(f"student: {error}") from None
+    for stage in method.plan:
+        method.stage = stage
+        try:
+            freeze(method, stage.trainable, method.teachers())
+        except ValueError as error:
+            raise RecipeError(f"stage {stage.name}: {error}") from None
+    method.stage = method.plan[0]
+    return method
+
+
+def open_roles(recipe: CoMDRecipe) -> Roles:
+    """Who teaches, assesses and augments; roles that are filled alike share one model."""
+    assert recipe.teacher is not None
+    opened: dict[str, Asker] = {}
+
+    def fill(role: RoleConfig) -> Asker:
+        key = repr(role)
+        if key not in opened:
+            opened[key] = open_role(role)
+        return opened[key]
+
+    return Roles(
+        teacher=fill(recipe.teacher),
+        assessor=fill(recipe.assessor or recipe.teacher),
+        augmentor=fill(recipe.augmentor or recipe.teacher),
+    )
+
+
+def open_role(role: RoleConfig) -> Asker:
+    """A model of this process, or a server."""
+    if not isinstance(role, LocalRole):
+        return Endpoints(role)
+    return LocalAsker(open_writer(role), role.folder, role.batch_size)
+
+
+def open_writer(role: LocalRole) -> GenerativeModel:
+    """The model of a role of this process. Raises RecipeError."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = role.dtype if role.dtype == "auto" else getattr(torch, role.dtype)
+    try:
+        return GenerativeModel.from_folder(shipped(role.folder), device=device, dtype=dtype)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{role.folder}: {error}") from None
+
+
+def _opened(recipe: CoMDRecipe, data: Any) -> ConversationSource:
+    source = load_conversations(data, Path(recipe.data.root))
+    total = len(source.conversations) + len(source.skipped)
+    check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
+    return source

@@ -1,0 +1,319 @@
+"""The competition (CoMD's Algorithm 1): what happens between two tunings of the student, over one pool.
+
+Everything that a model said is in the pool before it is used, so each of these steps asks for what is missing there and
+for nothing else: a run that was cut off goes on by calling them again.
+
+    answers = competition.answer(number)         # the teacher, to the instructions that the last round has written
+    ...                                          # the student is tuned on them
+    competition.compete(number, student)         # assess both on all instructions, decide, write new ones
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from limbeck.competition.asking import Asker, AskingError, Refusal, Reply, Request
+from limbeck.competition.novelty import Novelty
+from limbeck.competition.pool import Pool
+from limbeck.competition.pool_records import (
+    ORDERS,
+    TEACHER_ROUND,
+    Answer,
+    Answerer,
+    Assessment,
+    Augmentation,
+    Author,
+    Cost,
+    Instruction,
+    Order,
+    Pair,
+    Refused,
+    Result,
+    Round,
+    Written,
+)
+from limbeck.competition.pool_tasks import pairs, unanswered, unassessed, unwritten
+from limbeck.competition.pool_tasks import scores as mean_scores
+from limbeck.competition.prompts import Prompt, Prompts
+from limbeck.competition.replies import Rejected, instruction, instruction_budget, scores
+from limbeck.competition.rules import AskingConfig, Rules, decide
+from limbeck.data.examples import ImageSource
+
+log = logging.getLogger(__name__)
+
+MOST_REFUSED = 0.1
+"""Share of one step's calls past which so many refusals stop the run: something is wrong with more than a picture."""
+
+
+class CompetitionError(AskingError):
+    """A competition that cannot go on; the message says why, and the pool has all that was said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """Who teaches, assesses and augments; the student is named in each round, since it changes."""
+
+    teacher: Asker
+    assessor: Asker
+    augmentor: Asker
+
+
+Key = TypeVar("Key")
+Call = tuple[Request, Callable[[Reply], Result], Callable[[str], Refused]]
+"""What is asked, and what the pool keeps of a reply or of a refusal's reason."""
+
+
+class Competition:
+    """A competition's rounds, counted from 1: round n lies between tunings n and n + 1."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        roles: Roles,
+        prompts: Prompts,
+        rules: Rules,
+        images: Mapping[str, ImageSource],
+        *,
+        seed: int,
+        progress: bool = True,
+    ) -> None:
+        """`images` by their ids in the pool."""
+        self.pool = pool
+        self.roles = roles
+        self.prompts = prompts
+        self.rules = rules
+        self.seed = seed
+        self._images = images
+        self._progress = progress
+        for prompt in (prompts.answer, prompts.assessor, prompts.augmentor):
+            pool.add_prompt(prompt.id, prompt.role, prompt.text)
+
+    def answer(self, number: int) -> list[tuple[Instruction, str]]:
+        """The data of tuning `number`: what round `number - 1` has written, and the teacher's answers to it (D_T, A_T).
+
+        Instructions that the teacher could not or did not answer are left out. Raises CompetitionError where none is.
+        """
+        asked = self.pool.instructions(round=number - 1)
+        author = self._answers("teacher", TEACHER_ROUND, self.roles.teacher, asked, f"tuning {number}: teacher answers")
+        said = self.pool.answers("teacher", TEACHER_ROUND, author)
+        answered = [(each, said[each.id].text) for each in asked if each.id in said and said[each.id].text.strip()]
+        if not answered:
+            raise CompetitionError(f"tuning {number}: the teacher answered none of {len(asked)} instructions")
+        return answered
+
+    def compete(self, number: int, student: Asker) -> list[Instruction]:
+        """Round `number`: both answer all instructions, are assessed, and new instructions are written and accepted.
+
+        Returns the new ones, D_T of the next tuning. Raises CompetitionError where there is none.
+        """
+        if number in self.pool.closed_rounds():
+            return self.pool.instructions(round=number)
+        both = self._pairs(number, student)
+        assessor = self._assess(number, both)
+        ratings = mean_scores(self.pool, number, assessor, both)
+        everything = self.pool.instructions(before=number)
+        decisions = decide(number, [each.id for each in everything], ratings, self.rules, self.seed)
+        chosen = {decision.instruction for decision in decisions if decision.chosen}
+        seeds = [each for each in everything if each.id in chosen]
+        if not seeds:
+            found = Counter(decision.kind for decision in decisions)
+            raise CompetitionError(
+                f"round {number}: nothing to write new instructions from; of {len(everything)} instructions "
+                f"{found['hard']} are hard, {found['easy']} easy, {found['unparsed']} have no scores that can be read"
+            )
+        augmentor = self._augment(number, seeds)
+        accepted, rejected = self._novel(number, augmentor, everything)
+        if not accepted:
+            reasons = Counter(each.verdict for each in self.pool.augmentations(number, augmentor) if each.verdict)
+            reasons += Counter(rejected.values())
+            raise CompetitionError(f"round {number}: no new instruction is left; {_counted(reasons)}")
+        settings = {
+            "difficulty": self.rules.difficulty,
+            "tau": self.rules.tau,
+            "use_hard": self.rules.use_hard,
+            "use_easy": self.rules.use_easy,
+            "balance": self.rules.balance,
+            "novelty": self.rules.novelty,
+            "seed": self.seed,
+        }
+        return self.pool.close_round(
+            Round(round=number, settings=settings, decisions=decisions, accepted=accepted, rejected=rejected)
+        )
+
+    def _pairs(self, number: int, student: Asker) -> list[Pair]:
+        """Both answers to every instruction so far (D_C), the student's as it is now."""
+        everything = self.pool.instructions(before=number)
+        teacher = self._answers(
+            "teacher", TEACHER_ROUND, self.roles.teacher, everything, f"round {number}: teacher answers"
+        )
+        learner = self._answers("student", number, student, everything, f"round {number}: student answers")
+        return pairs(self.pool, number, teacher, learner, everything)
+
+    def _answers(self, role: Answerer, round: int, asker: Asker, among: Sequence[Instruction], name: str) -> Author:
+        """Ask for the answers that are missing."""
+        author, writing = self._author(asker, self.prompts.answer), self.rules.answer
+        missing = {each.id for each in unanswered(self.pool, role, round, author, among)}
+
+        def call(each: Instruction) -> Call:
+            prompt = self.prompts.ask(each.text)
+            key = {"instruction": each.id, "role": role, "round": round, "author": author}
+            return (
+                self._request(each, f"{role}/{round}", prompt, writing.max_new_tokens),
+                lambda reply: Answer(**key, text=reply.text, cut=reply.cut, cost=_cost(reply)),
+                lambda reason: Refused(**key, reason=reason),
+            )
+
+        if missing:
+            self._ask(asker, writing, {each.id: call(each) for each in among}, missing, name)
+        return author
+
+    def _assess(self, number: int, both: Sequence[Pair]) -> Author:
+        """Both orders of every pair, again while the scores cannot be read."""
+        asker, writing = self.roles.assessor, self.rules.assess
+        author = self._author(asker, self.prompts.assessor)
+
+        def call(pair: Pair, order: Order, attempt: int) -> Call:
+            answers = (pair.teacher, pair.student) if order == "teacher_first" else (pair.student, pair.teacher)
+            prompt = self.prompts.assess(pair.instruction.text, *answers)
+            key = {
+                "round": number,
+                "instruction": pair.instruction.id,
+                "order": order,
+                "about": pair.about,
+                "attempt": attempt,
+                "author": author,
+            }
+            what = f"assessor/{number}/{order}/{attempt}"
+            return (
+                self._request(pair.instruction, what, prompt, writing.max_new_tokens),
+                lambda reply: Assessment(**key, text=reply.text, scores=scores(reply.text), cost=_cost(reply)),
+                lambda reason: Refused(**key, role="assessor", reason=reason),
+            )
+
+        wanted: list[tuple[Pair, Order]] = [(pair, order) for pair in both for order in ORDERS]
+        for attempt in range(self.rules.attempts):
+            open_ones = {
+                (pair.instruction.id, order)
+                for pair, order, next_one in unassessed(self.pool, number, author, both, self.rules.attempts)
+                if next_one == attempt
+            }
+            if open_ones:
+                again = f", attempt {attempt + 1}" if attempt else ""
+                calls = {(pair.instruction.id, order): call(pair, order, attempt) for pair, order in wanted}
+                self._ask(asker, writing, calls, open_ones, f"round {number}: assessment{again}")
+            unread = self._unread(number, author, attempt)
+            wanted = [(pair, order) for pair, order in wanted if (pair.instruction.id, order, pair.about) in unread]
+        return author
+
+    def _unread(self, number: int, author: Author, attempt: int) -> set[tuple[int, Order, str]]:
+        """What was assessed in an attempt without scores that can be read."""
+        return {
+            (each.instruction, each.order, each.about)
+            for each in self.pool.assessments(number, author)
+            if each.attempt == attempt and each.scores is None
+        }
+
+    def _augment(self, number: int, seeds: Sequence[Instruction]) -> Author:
+        """One new instruction from each seed."""
+        asker, writing = self.roles.augmentor, self.rules.augment
+        author = self._author(asker, self.prompts.augmentor)
+
+        def call(each: Instruction) -> Call:
+            key = {"round": number, "instruction": each.id, "author": author}
+
+            def written(reply: Reply) -> Augmentation:
+                found = instruction(reply.text, reply.cut, each.text)
+                verdict = found.reason if isinstance(found, Rejected) else None
+                return Augmentation(**key, attempt=0, text=reply.text, verdict=verdict, cost=_cost(reply))
+
+            limit = min(writing.max_new_tokens, instruction_budget(each.text))
+            return (
+                self._request(each, f"augmentor/{number}", self.prompts.augment(each.text), limit),
+                written,
+                lambda reason: Refused(**key, role="augmentor", reason=reason),
+            )
+
+        missing = {each.id for each, _ in unwritten(self.pool, number, author, seeds)}
+        if missing:
+            calls = {each.id: call(each) for each in seeds}
+            self._ask(asker, writing, calls, missing, f"round {number}: new instructions")
+        return author
+
+    def _novel(
+        self, number: int, author: Author, everything: Sequence[Instruction]
+    ) -> tuple[tuple[Written, ...], dict[tuple[int, int, Author], str]]:
+        """What was written and is unlike every other instruction of its picture, and why the rest is not taken."""
+        by_id = {each.id: each for each in everything}
+        novelty = Novelty()
+        for each in everything:
+            novelty.add(each.image, each.text)
+        accepted, rejected = [], {}
+        for each in self.pool.augmentations(number, author):
+            seed = by_id[each.instruction]
+            found = instruction(each.text, False, seed.text) if each.verdict is None else None
+            if not isinstance(found, str):
+                continue
+            likeness = novelty.best(seed.image, found)
+            if likeness < self.rules.novelty:
+                novelty.add(seed.image, found)
+                accepted.append(Written(seed=seed.id, attempt=each.attempt, author=author, text=found))
+            else:
+                rejected[seed.id, each.attempt, author] = "too much like another instruction of its picture"
+        return tuple(accepted), rejected
+
+    def _request(self, each: Instruction, what: str, prompt: str, max_new_tokens: int) -> Request:
+        return Request(
+            id=f"{what}/{each.id}",
+            prompt=prompt,
+            image=None if each.image is None else self._images[each.image],
+            max_new_tokens=max_new_tokens,
+            seed=int.from_bytes(hashlib.blake2b(f"{self.seed}/{what}/{each.id}".encode(), digest_size=7).digest()),
+        )
+
+    def _ask(
+        self, asker: Asker, writing: AskingConfig, calls: Mapping[Key, Call], missing: Collection[Key], name: str
+    ) -> None:
+        """Ask for what is missing of `calls` and keep every outcome as it comes.
+
+        Calls that are done are named too: how a model of this process batches them decides what it samples.
+        """
+        outcomes = {request.id: (reply, refuse) for request, reply, refuse in calls.values()}
+        done = {request.id for key, (request, _, _) in calls.items() if key not in missing}
+        requests = [request for request, _, _ in calls.values()]
+        requests.sort(key=lambda request: request.image.key if request.image else "")  # servers keep a picture's prefix
+        refused: list[str] = []
+        with tqdm(total=len(calls), initial=len(done), desc=name, unit="call", disable=not self._progress) as bar:
+            for request, outcome in asker.ask(requests, temperature=writing.temperature, done=done):
+                keep, refuse = outcomes[request.id]
+                if isinstance(outcome, Refusal):
+                    refused.append(outcome.reason)
+                    self.pool.add(refuse(outcome.reason))
+                else:
+                    self.pool.add(keep(outcome))
+                bar.update()
+        if len(refused) > max(1, MOST_REFUSED * len(calls)):
+            raise CompetitionError(
+                f"{name}: {asker.name} refused {len(refused)} of {len(calls)} calls; {_counted(Counter(refused))}. "
+                "They are kept in the pool; `limbeck pool forget` lets them be asked again"
+            )
+
+    def _author(self, asker: Asker, prompt: Prompt) -> Author:
+        """Who says it, made known to the pool."""
+        self.pool.add_model(asker.fingerprint, asker.name)
+        return Author(model=asker.fingerprint, prompt=prompt.id)
+
+
+def _cost(reply: Reply) -> Cost:
+    return Cost(prompt_tokens=reply.prompt_tokens, new_tokens=reply.new_tokens, seconds=reply.seconds)
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """The commonest reasons, for a message."""
+    return "; ".join(f"{count} times: {reason}" for reason, count in Counter(reasons).most_common(3))

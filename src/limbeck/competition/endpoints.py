@@ -1,0 +1,110 @@
+"""A model behind one or several OpenAI-compatible servers (vLLM, SGLang, `transformers serve`, a commercial API).
+
+The servers are asked from one event loop in a thread of its own; who asks sees a plain iterator.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from functools import cached_property
+from pathlib import PurePosixPath
+
+import openai
+
+from limbeck.competition.asking import AskingError, EndpointGone, Refusal, Reply, Request
+from limbeck.competition.calls import AWAY, Key
+from limbeck.competition.endpoint_config import EndpointsConfig
+from limbeck.competition.endpoint_run import PROBE_SECONDS, Run
+
+__all__ = ["Endpoints", "EndpointsConfig"]
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoints:
+    """An `Asker` over servers: bounded, balanced, patient, and each request answered once."""
+
+    def __init__(self, config: EndpointsConfig) -> None:
+        """Raises AskingError where the key's environment variable is not set. Connects to nothing yet."""
+        self._config = config
+        self._key = Key(config.key_env)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._config.model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The model's name, and with `@` what the servers say it was made from where they say more (vLLM's `root`).
+
+        Where the servers stand plays no part: the same model at another address goes on with the same pool. Raises
+        EndpointGone where no server answers, AskingError where they say different things.
+        """
+        said: dict[str, str] = {}
+        missing: list[str] = []
+        for url in self._config.urls:
+            client = openai.OpenAI(base_url=url, api_key=self._key.value, timeout=PROBE_SECONDS, max_retries=0)
+            client.organization = client.project = client.admin_api_key = None  # of the environment, not for others
+            try:
+                said[url] = _made_from(client.get("/models", cast_to=object), self._config.model, url)
+            except openai.APIStatusError as error:
+                if error.status_code in (401, 403):
+                    raise AskingError(f"{url} {error.status_code}: {self._key.advice}") from None
+                if error.status_code in AWAY:
+                    missing.append(f"{url}: status {error.status_code}")
+                else:
+                    said[url] = self._config.model
+            except openai.APIConnectionError as error:
+                missing.append(f"{url}: {self._key.hide(str(error.__cause__ or error))}")
+        if not said:
+            raise EndpointGone(
+                f"{self.name}: no server answers; start it, or correct the address: {'; '.join(missing)}"
+            )
+        if len(set(said.values())) > 1:
+            each = ", ".join(f"{url}: {found}" for url, found in said.items())
+            raise AskingError(f"the servers have different models under the name {self.name}: {each}")
+        return next(iter(said.values()))
+
+    def ask(
+        self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
+    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+        """Every request with its reply or refusal, as they finish; ending the iteration early cancels what is open.
+
+        Calls are begun in the order of the requests, so that requests about one picture that stand together can share
+        a server's prefix cache. Raises ValueError where two requests have one id, EndpointGone where no server is left,
+        and AskingError where address, model or key are wrong.
+        """
+        twice = [id for id, count in Counter(request.id for request in requests).items() if count > 1]
+        if twice:
+            raise ValueError(f"{self.name}: two requests with the id {twice[0]!r}")
+        return self._answers([request for request in requests if request.id not in done], temperature)
+
+    def _answers(self, requests: Sequence[Request], temperature: float) -> Iterator[tuple[Request, Reply | Refusal]]:
+        if not requests:
+            return
+        run = Run(self._config, self._key, requests, temperature)
+        thread = threading.Thread(target=run.work, name=f"asking {self.name}", daemon=True)
+        thread.start()
+        try:
+            while (found := run.found.get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            run.cancel()
+            thread.join()
+
+
+def _made_from(listed: object, model: str, url: str) -> str:
+    """The fingerprint out of a server's list of models."""
+    entries = listed.get("data") if isinstance(listed, dict) else None
+    known = {entry.get("id"): entry for entry in entries or [] if isinstance(entry, dict)}
+    if known and model not in known:
+        logger.warning("%s lists no model %s; it has %s", url, model, ", ".join(map(str, list(known)[:8])))
+    root = known.get(model, {}).get("root")
+    name = PurePosixPath(root).name if isinstance(root, str) else ""
+    return f"{model}@{name}" if name and name != PurePosixPath(model).name else model

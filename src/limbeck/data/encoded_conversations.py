@@ -1,0 +1,137 @@
+"""Conversations encoded once, at the start, so that what does not fit is known before anything trains."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from limbeck.data.chat import Encoded, Unfit
+from limbeck.data.conversations import Conversation, ConversationSource, group_starts
+from limbeck.data.decoder_tokenizer import DecoderIds
+from limbeck.data.dialogue_set import CHUNK, DialoguesConfig
+from limbeck.data.encoding import Ragged
+from limbeck.data.examples import DataError, Skipped, check_skipped, number_of
+
+
+class Writer(Protocol):
+    """What turns a conversation into tokens: `Chat` and `ModelChat`."""
+
+    ids: DecoderIds
+    stop_id: int
+
+    def encode(self, conversations: list[Conversation]) -> list[Encoded | Unfit]: ...
+    def text(self, conversation: Conversation) -> str: ...
+
+
+class EncodedConversations:
+    """The conversations of a source that fit, by row; of each group an epoch draws one.
+
+    `picture_tokens` is the least that a picture can be widened to. `left_out` lists what is too long even so, or does
+    not fit the template. Raises DataError where too much is left out.
+    """
+
+    def __init__(
+        self, source: ConversationSource, chat: Writer, picture_tokens: int, config: DialoguesConfig, seed: int
+    ) -> None:
+        self.source, self.chat, self.config, self.seed = source, chat, config, seed
+        self.left_out = self._encode(picture_tokens)
+        total = len(source.conversations)
+        check_skipped(self.left_out, total, config.max_left_out, f"{source.name}, max_left_out")
+        if not len(self._kept):
+            raise DataError(f"{source.name}: not one of {total} conversations can be used:\n  {self.left_out[0]}")
+
+    def __len__(self) -> int:
+        """Groups: items of one epoch."""
+        return len(self._groups) - 1
+
+    @property
+    def rows(self) -> int:
+        """Conversations that fit."""
+        return len(self._kept)
+
+    def draw(self, index: int, epoch: int) -> int:
+        """The row that item `index` is in an epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        first, end = self._groups[index : index + 2]
+        return int(first) + int(random.Random(f"{self.seed}/{epoch}/{index}").random() * int(end - first))
+
+    def conversation(self, row: int) -> Conversation:
+        """What a row encodes."""
+        return self.source.conversations[int(self._kept[row])]
+
+    def encoded(self, row: int) -> Encoded:
+        """The whole conversation as tokens, the picture as one of them."""
+        stored = self._stored[row]
+        supervised = stored < 0
+        return Encoded(ids=np.where(supervised, ~stored, stored), supervised=supervised, ends=self._ends[row])
+
+    def image_id(self, row: int) -> int:
+        """Equal for two rows exactly where they show the same picture."""
+        return int(self._image_ids[row])
+
+    def fingerprint(self, settings: str) -> str:
+        """A hash of every picture's name, token and label and of the settings: equal for equal data, on any machine."""
+        given = f"{self._hash}{self.config.model_dump_json()}{self.seed}{settings}"
+        return hashlib.sha256(given.encode()).hexdigest()[:16]
+
+    def _encode(self, picture_tokens: int) -> list[Skipped]:
+        """Encode every conversation and keep what fits. Returns what does not.
+
+        Supervised tokens are stored as ~id, which is negative.
+        """
+        conversations = self.source.conversations
+        left_out, kept, rows, ends, image_ids, digest = [], [], [], [], [], hashlib.sha256()
+        starts = range(0, len(conversations), CHUNK)
+        for start in tqdm(starts, desc=f"reading {self.source.name}", disable=len(starts) < 5):
+            chunk = list(conversations[start : start + CHUNK])
+            for number, (conversation, encoded) in enumerate(zip(chunk, self.chat.encode(chunk), strict=True), start):
+                reason = self._unfit(conversation, encoded, picture_tokens)
+                if isinstance(encoded, Unfit) or reason is not None:
+                    left_out.append(Skipped(conversation.id, str(reason)))
+                    continue
+                image = conversation.image
+                kept.append(number)
+                rows.append(np.where(encoded.supervised, ~encoded.ids, encoded.ids))
+                ends.append(np.asarray(encoded.ends, np.int32))
+                image_ids.append(number_of(image.key if image else f"no picture, {conversation.id}"))
+                digest.update(repr((conversation.id, image and image.key)).encode() + rows[-1].tobytes())
+        self._kept = np.asarray(kept, np.int64)
+        self._stored, self._ends = _ragged(rows), _ragged(ends)
+        self._image_ids = np.asarray(image_ids, np.int64)
+        self._groups = np.unique(np.searchsorted(self._kept, group_starts(self.source)))
+        digest.update(self._groups.tobytes())
+        self._hash = digest.hexdigest()
+        return left_out
+
+    def _unfit(self, conversation: Conversation, encoded: Encoded | Unfit, picture_tokens: int) -> Unfit | None:
+        """Why a conversation cannot be used, None where it can."""
+        if isinstance(encoded, Unfit):
+            return encoded
+        if self.config.needs_image and conversation.image is None:
+            return Unfit("no picture")
+        extra = picture_tokens - 1 if conversation.image else 0
+        return None if kept_length(encoded, extra, self.config) else too_long(encoded, extra, self.config)
+
+
+def kept_length(encoded: Encoded, extra: int, config: DialoguesConfig) -> int:
+    """How many of the tokens are kept if the picture takes `extra` more; 0: the conversation cannot be used."""
+    room = config.max_length - extra
+    if len(encoded.ids) <= room:
+        return len(encoded.ids)
+    fitting = encoded.ends[encoded.ends <= room]
+    return int(fitting[-1]) if config.too_long == "cut" and len(fitting) else 0
+
+
+def too_long(encoded: Encoded, extra: int, config: DialoguesConfig) -> Unfit:
+    """The reason why it cannot."""
+    return Unfit(f"{len(encoded.ids) + extra} tokens, more than max_length {config.max_length}")
+
+
+def _ragged(rows: list[np.ndarray]) -> Ragged:
+    flat = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+    return Ragged(flat, np.cumsum([0, *map(len, rows)]))

@@ -1,0 +1,160 @@
+"""The recipe of CoMD: a student, those who teach and judge it, and the competition in which it is tuned in rounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from limbeck.competition.endpoints import EndpointsConfig
+from limbeck.competition.rules import Rules
+from limbeck.config import Section
+from limbeck.data.chat import ChatConfig
+from limbeck.data.conversation_sources import ConversationSourceConfig
+from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
+from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
+from limbeck.evaluation.generative.model import AnsweringConfig
+from limbeck.recipe.shared import RunSettings, StageSettings, check_stages
+from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
+
+
+class StudentChoice(Section):
+    """Any image-text-to-text model of transformers by `folder`, or a LLaVA made of an eye and a language model."""
+
+    folder: str | None = None
+    """a folder or hub name with its processor, or limbeck:NAME"""
+    eye: str | None = None
+    """a CLIP, SigLIP or ViT folder or hub name, a model of limbeck's, or limbeck:NAME; it never trains"""
+    language: LanguageModelChoice | None = None
+    connector: Literal["linear", "mlp"] = "linear"
+    """from the eye's width to the language model's: one layer, as in the paper, or LLaVA-1.5's mlp2x_gelu"""
+    eye_layer: int = -2
+    """whose hidden states are the picture"""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentChoice:
+        if (self.folder is None) == (self.eye is None) or (self.eye is None) != (self.language is None):
+            raise ValueError("give `folder`, or `eye` and `language` of a new model")
+        return self
+
+
+class LocalRole(Section):
+    """A role filled by a model in this process."""
+
+    folder: str
+    """of an image-text-to-text model with its processor, a hub name, or limbeck:NAME"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: the one its weights were saved in"""
+    batch_size: int = Field(default=16, ge=1)
+    """requests at once"""
+
+
+def _where(value: Any) -> str:
+    """Which kind of role a section is: a model's folder, unless it names a server."""
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "endpoint" if "endpoint" in keys else "folder"
+
+
+RoleConfig = Annotated[
+    Annotated[LocalRole, Tag("folder")] | Annotated[EndpointsConfig, Tag("endpoint")], Discriminator(_where)
+]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the language model's linear layers, merged into it when the student is saved."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class CoMDStageConfig(StageSettings):
+    """A stage before the competition (section 3.3 of the paper: pre-training)."""
+
+    kind: Literal["connect", "tune"]
+    """`connect` trains the connector alone, `tune` the language model too"""
+    data: tuple[ConversationSourceConfig, ...] = Field(min_length=1)
+    """sources, joined in this order"""
+    chat: ChatConfig | None = None
+    """the template that makes a text of a conversation; null: the student's own"""
+
+
+class TuningConfig(Section):
+    """How the student is tuned on each round's answers."""
+
+    chat: ChatConfig | None = None
+    """null: the student's own template"""
+    trainable: tuple[str, ...] = ()
+    """globs over parameter names; empty: connector and language model"""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """TrainingArguments of each tuning"""
+
+
+class CompetitionConfig(Rules):
+    """The loop (the paper's Algorithm 1), by its rules."""
+
+    data: tuple[ConversationSourceConfig, ...] = Field(min_length=1)
+    """pictures and instructions of the first pool; what is answered in them is dropped"""
+    tunings: int = Field(default=4, ge=1)
+    """after each but the last, both are assessed and the pool is augmented"""
+    tuning: TuningConfig = TuningConfig()
+
+
+class CoMDEvaluationConfig(Section):
+    """What the student is tried on after every tuning, and the teacher once."""
+
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+    answering: AnsweringConfig = AnsweringConfig()
+    teacher: bool = True
+    """try the teacher too, where it is a model in this process"""
+
+
+class CoMDRecipe(RunSettings):
+    """Everything that a CoMD run does."""
+
+    method: Literal["comd"]
+    student: StudentChoice
+    tokenizer: DecoderTokenizerConfig | None = None
+    """of a new student"""
+    teacher: RoleConfig | None = None
+    """who answers; null where there is no competition"""
+    assessor: RoleConfig | None = None
+    """null: the teacher"""
+    augmentor: RoleConfig | None = None
+    """null: the teacher"""
+    judge: RoleConfig | None = None
+    """of benchmarks that want one; null: none"""
+    data: ConversationsConfig = ConversationsConfig()
+    lora: LoraConfig | None = None
+    stages: tuple[CoMDStageConfig, ...] = ()
+    """before the competition"""
+    competition: CompetitionConfig | None = None
+    evaluation: CoMDEvaluationConfig = CoMDEvaluationConfig()
+    profile_batch_size: int = Field(default=1, ge=1)
+    """answers at a time when latency is measured"""
+    profile_words: int = Field(default=16, ge=1)
+    """words of the question that is asked then"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CoMDRecipe:
+        check_stages(self.training, self.stages)
+        if not self.stages and not self.tunings:
+            raise ValueError("stages, competition: there is nothing to train; give one of them")
+        if self.tunings and self.teacher is None:
+            raise ValueError("teacher: missing; the competition needs one that answers")
+        if (self.student.folder is None) == (self.tokenizer is None):
+            raise ValueError("tokenizer: a new student (student.eye) needs one, and a folder brings its own")
+        clash = {stage.name for stage in self.stages} & {tuning_name(number) for number in range(1, self.tunings + 1)}
+        if clash:
+            raise ValueError(f"stages: {', '.join(sorted(clash))} is the name of a tuning; choose another")
+        return self
+
+    @property
+    def tunings(self) -> int:
+        """Tunings of the competition, 0 without one."""
+        return self.competition.tunings if self.competition else 0
+
+
+def tuning_name(number: int) -> str:
+    """The stage of a tuning, counted from 1."""
+    return f"tune-{number}"

@@ -1,0 +1,276 @@
+"""A CoMD recipe's run from first to last: the stages before the competition, its tunings and the rounds between them.
+
+The run folder:
+
+    recipe.yaml  environment.json  log.jsonl
+    skipped.jsonl     records that are broken
+    left_out.jsonl    conversations that are whole and not used: too long, unfit for the template
+    pool.sqlite       every instruction, answer, assessment and decision (`limbeck pool`)
+    stages/<stage>/   checkpoints, and the finished stage's weights; tune-1, tune-2, ... are the competition's
+    rounds/<n>/       tuning n's data.jsonl, and the evaluation of the student after it
+    student/          the student after the last tuning with its processor; plain transformers loads it
+    evaluation/  profile.json  gallery/
+    teacher/          the same three of the teacher, where it is a model of this process
+    competition.json  what the page tells of the rounds
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any, cast
+
+import torch
+
+from limbeck.assemble.comd import (
+    Student,
+    build_dialogues,
+    build_method,
+    build_student,
+    open_instructions,
+    open_role,
+    open_roles,
+    open_stage_sources,
+    open_writer,
+)
+from limbeck.assemble.shared import build_schedule
+from limbeck.competition.account import account
+from limbeck.competition.asking import Asker
+from limbeck.competition.compete import Competition
+from limbeck.competition.pool import Pool
+from limbeck.competition.pool_conversations import pictures_of, regroup, seeds_of
+from limbeck.competition.pool_records import Instruction
+from limbeck.competition.prompts import load_prompts
+from limbeck.data.conversations import ConversationSource
+from limbeck.data.examples import Skipped
+from limbeck.data.processed import ProcessedDialogues
+from limbeck.distributed import rank
+from limbeck.evaluation.generative.asker import LocalAsker
+from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
+from limbeck.evaluation.generative.cost import profile_generative
+from limbeck.evaluation.generative.model import GenerativeModel
+from limbeck.method import Stage
+from limbeck.methods.comd import CoMD
+from limbeck.models.vlm import save_vlm
+from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, tuning_name
+from limbeck.runs.folder import check_training, record, refuse_another_recipe
+from limbeck.runs.gallery import hang, save_picture
+from limbeck.training.checkpoint import write_text
+from limbeck.training.run import TrainingData, run_stages
+from limbeck.training.skips import SkipLog
+
+POOL = "pool.sqlite"
+WAIT = 2.0
+"""Seconds between two looks of a process that waits for the first one to have asked."""
+
+
+def run_comd(recipe: CoMDRecipe) -> Path:
+    """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder."""
+    folder, started = Path(recipe.output), time.time()
+    check_training(folder, recipe, recipe.stages)
+    refuse_another_recipe(folder, recipe)
+    for benchmark in recipe.evaluation.benchmarks:
+        load_benchmark(benchmark, Path(recipe.data.root))
+    judge = open_role(recipe.judge) if recipe.judge is not None else None
+    if not (folder / "student" / "config.json").exists():
+        _train(recipe, folder, judge, started)
+    if rank() == 0:
+        student = GenerativeModel.from_folder(folder / "student", device=_device())
+        examine(folder, student, recipe, judge)
+        if recipe.evaluation.teacher and isinstance(recipe.teacher, LocalRole):
+            examine(folder / "teacher", open_writer(recipe.teacher), recipe, judge)
+    return folder
+
+
+def _train(recipe: CoMDRecipe, folder: Path, judge: Asker | None, started: float) -> None:
+    """All stages and tunings, and what lies between them; in the end the student is saved."""
+    stage_sources = open_stage_sources(recipe)
+    instructions = open_instructions(recipe) if recipe.competition is not None else None
+    student = build_student(recipe, stage_sources)
+    method = build_method(recipe, student)
+    data = {
+        stage.name: build_dialogues(recipe, stage_sources[stage.name], student, stage.chat) for stage in recipe.stages
+    }
+    sources = [*{id(source): source for source in stage_sources.values()}.values()]
+    sources += [instructions] if instructions is not None else []
+    skipped = SkipLog(
+        folder / "skipped.jsonl",
+        sum(len(source.conversations) + len(source.skipped) for source in sources),
+        recipe.data.max_skipped,
+    )
+    for source in sources:
+        skipped.add(source.skipped)
+    left_out = [entry for source in sources for entry in source.set_aside]
+    _list_left_out(folder, [*left_out, *(entry for dataset in data.values() for entry in dataset.left_out)])
+    record(folder, recipe, "-".join(dict.fromkeys(dataset.fingerprint() for dataset in data.values())))
+
+    rounds = _Rounds(recipe, folder, method, student, instructions, judge) if recipe.competition is not None else None
+
+    def training_data(stage: Stage) -> TrainingData:
+        if stage.name in data:
+            return TrainingData(data[stage.name], data[stage.name].collate)
+        assert rounds is not None
+        dataset = rounds.data(stage)
+        return TrainingData(dataset, dataset.collate)
+
+    method.between = rounds.between if rounds is not None else None
+    try:
+        run_stages(
+            method,
+            training_data,
+            folder=folder,
+            seed=recipe.seed,
+            training=recipe.training,
+            schedule=build_schedule(recipe),
+            skipped=skipped,
+            gradient_share_steps=recipe.gradient_share_steps,
+        )
+    finally:
+        if rounds is not None:
+            rounds.close()
+    if rank() == 0:
+        save_student(folder / "student", student)
+        seconds = time.time() - started
+        record(folder, recipe, "-".join(dataset.fingerprint() for dataset in data.values()), seconds=seconds)
+
+
+class _Rounds:
+    """The competition of one run. The first process holds it, the others wait for the data that comes of it."""
+
+    def __init__(
+        self,
+        recipe: CoMDRecipe,
+        folder: Path,
+        method: CoMD,
+        student: Student,
+        instructions: ConversationSource | None,
+        judge: Asker | None,
+    ) -> None:
+        assert recipe.competition is not None
+        assert instructions is not None
+        self.recipe, self.folder, self.method, self.student = recipe, folder, method, student
+        self.config: CompetitionConfig = recipe.competition
+        self.judge = judge
+        self.root = Path(recipe.data.root)
+        self.images = pictures_of(instructions, self.root)
+        self.numbers = {tuning_name(number): number for number in range(1, recipe.tunings + 1)}
+        self.pool: Pool | None = None
+        self.competition: Competition | None = None
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.pool = Pool.open(folder / POOL, create=True)
+            self.pool.add_seeds(seeds_of(instructions, self.root))
+            prompts = load_prompts(self.config.prompts, self.root)
+            self.competition = Competition(
+                self.pool, open_roles(recipe), prompts, self.config, self.images, seed=recipe.seed
+            )
+
+    def data(self, stage: Stage) -> ProcessedDialogues:
+        """The training set of a tuning: the last round's new instructions with the teacher's answers, regrouped."""
+        number = self.numbers[stage.name]
+        file = self.folder / "rounds" / str(number) / "data.jsonl"
+        if self.competition is not None and not file.exists():
+            answered = self.competition.answer(number)
+            lines = [asdict(each) | {"answer": said} for each, said in answered]
+            write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        while not file.exists():
+            time.sleep(WAIT)
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        answered = [
+            (Instruction(**{name: line[name] for name in line if name != "answer"}), line["answer"]) for line in lines
+        ]
+        source = regroup(answered, self.images, name=stage.name)
+        dataset = build_dialogues(self.recipe, source, self.student, self.config.tuning.chat)
+        _list_left_out(self.folder, dataset.left_out)
+        return dataset
+
+    def between(self, stage: Stage) -> None:
+        """What follows a tuning: the student is tried, competes, and new instructions are written."""
+        number = self.numbers.get(stage.name)
+        if number is None or self.competition is None:
+            return
+        assert self.pool is not None
+        writer = GenerativeModel(cast(Any, self.method.student).to(_device()), self.student.processor)
+        evaluate_round(self.folder / "rounds" / str(number), writer, self.recipe, self.judge)
+        if number < self.recipe.tunings:
+            self.competition.compete(number, LocalAsker(writer, "student", self.recipe.evaluation.answering.batch_size))
+        self._tell()
+
+    def _tell(self) -> None:
+        """What the page needs of the pool, with the pictures of the instructions that it shows."""
+        assert self.pool is not None
+        told = account(self.pool)
+        for example in (each for played in told["rounds"] for each in played["examples"]):
+            if example["image"] is not None:
+                file = Path("gallery") / f"instruction-{example['instruction']}.png"
+                example["picture"] = (
+                    str(file) if save_picture(self.images[example["image"]], self.folder / file) else None
+                )
+        write_text(self.folder / "competition.json", json.dumps(told, ensure_ascii=False, indent=1))
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+
+
+def evaluate_round(folder: Path, student: GenerativeModel, recipe: CoMDRecipe, judge: Asker | None) -> None:
+    """Try a student on the recipe's benchmarks; what is there already stays."""
+    config = recipe.evaluation
+    if config.benchmarks and not _evaluated(folder, recipe):
+        root = Path(recipe.data.root)
+        evaluate_generative(student, config.benchmarks, folder, base=root, answering=config.answering, judge=judge)
+
+
+def examine(out: Path, model: GenerativeModel, recipe: CoMDRecipe, judge: Asker | None) -> None:
+    """Try a model, measure what it costs, and keep pictures for the page; what is there already stays."""
+    last = out / "rounds" / str(recipe.tunings) / "evaluation"
+    if last.is_dir() and not (out / "evaluation").exists():
+        copytree(last, out / "evaluation")
+    evaluate_round(out, model, recipe, judge)
+    if not (out / "profile.json").exists():
+        profile = profile_generative(model, batch_size=recipe.profile_batch_size, words=recipe.profile_words)
+        write_text(out / "profile.json", json.dumps(profile.to_json(), indent=2))
+    if recipe.evaluation.benchmarks and not (out / "gallery" / "gallery.json").exists():
+        benchmarks = recipe.evaluation.benchmarks
+        items = {each.name or each.benchmark: load_benchmark(each, Path(recipe.data.root)) for each in benchmarks}
+        hang(out / "gallery", items)
+
+
+def examine_folder(model: Path, out: Path, recipe: CoMDRecipe) -> None:
+    """Try the model of a run folder, or a model folder, as the recipe tries its student."""
+    found = model / "student" if (model / "student").is_dir() else model
+    judge = open_role(recipe.judge) if recipe.judge is not None else None
+    examine(out, GenerativeModel.from_folder(found, device=_device()), recipe, judge)
+
+
+def save_student(target: Path, student: Student) -> None:
+    """The student with its processor, asked by its last template."""
+    draft = target.with_name(".student")
+    rmtree(draft, ignore_errors=True)
+    save_vlm(student.model, student.processor, draft)
+    rmtree(target, ignore_errors=True)
+    draft.rename(target)  # so that a folder with this name is a whole one
+
+
+def _evaluated(folder: Path, recipe: CoMDRecipe) -> bool:
+    summary = folder / "evaluation" / "summary.json"
+    names = {benchmark.name or benchmark.benchmark for benchmark in recipe.evaluation.benchmarks}
+    return names <= set(json.loads(summary.read_text()) if summary.exists() else ())
+
+
+def _list_left_out(folder: Path, entries: Sequence[Skipped]) -> None:
+    """Add to the list of what is not used, each entry once."""
+    if rank() != 0:
+        return
+    file = folder / "left_out.jsonl"
+    known = dict.fromkeys(file.read_text().splitlines()) if file.exists() else {}
+    known |= {json.dumps({"id": entry.id, "reason": entry.reason}): None for entry in entries}
+    write_text(file, "".join(f"{line}\n" for line in known))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
