@@ -17,6 +17,9 @@ SLOW = [
     pytest.param("attention_kl", {"shape", "variant", "ms", "MiB"}),
     pytest.param("divergence", {"kind", "variant", "ms", "MiB"}),
     pytest.param("train_step", {"setting", "way", "ms"}),
+    pytest.param("rouge_filter", {"shape", "variant", "ms", "pairs/s"}),
+    pytest.param("noun_phrases", {"work", "way", "captions/s"}),
+    pytest.param("compete_load", {"way", "answered", "capacity used"}),
 ]
 
 

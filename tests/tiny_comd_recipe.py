@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from tiny_ctvlm_recipe import SCENES
 
-ROLES: dict[str, Any] = {"source": "scene_roles", "of": SCENES, "words": 60}
+ROLES: dict[str, Any] = {"source": "scene_roles", "of": SCENES, "per_scene": 4}
 INSTRUCTIONS: dict[str, Any] = {"source": "scene_instructions", "of": SCENES, "per_scene": 2}
 CHAT: dict[str, Any] = {"template": "vicuna_v1", "system": ""}
 TRAINING: dict[str, Any] = {
@@ -29,7 +29,7 @@ def language(width: int) -> dict[str, Any]:
     return {"kind": "llama", "width": width, "layers": 2, "heads": 2, "max_positions": 256}
 
 
-def teacher_recipe(folder: Path, eye: Path, *, steps: int = 250) -> Path:
+def teacher_recipe(folder: Path, eye: Path, *, steps: int = 80) -> Path:
     """A recipe of stages alone, whose student knows the roles well enough to write scores and questions."""
     stage = {"name": "roles", "kind": "tune", "data": [ROLES], "chat": CHAT, "training": {"max_steps": steps}}
     return _write(

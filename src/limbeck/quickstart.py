@@ -33,9 +33,9 @@ def quickstart(out: Path) -> ReportPaths:
 def report_runs(out: Path, folders: list[Path], title: str, notes: str = "") -> ReportPaths:
     """The page of some run folders; the teacher that they share comes first, by its role and once.
 
-    A run whose models write, such as CTVLM's, has a row for each of them; rows of one role stand together.
+    A run whose models write, such as CTVLM's or CoMD's, has a row for each of them; rows of one role stand together.
     """
-    writers = [folder for folder in folders if method_of(folder) == "ctvlm" or is_writers(folder)]
+    writers = [folder for folder in folders if method_of(folder) in ("ctvlm", "comd") or is_writers(folder)]
     pairs = [folder for folder in folders if folder not in writers]
     teachers = [folder / "teacher" for folder in pairs if (folder / "teacher" / "profile.json").is_file()]
     entries = [RunEntry(role="teacher", name="teacher", folder=folder) for folder in teachers[:1]]
@@ -49,16 +49,27 @@ def report_runs(out: Path, folders: list[Path], title: str, notes: str = "") -> 
     return make_report(out, entries, title, "\n\n".join(filter(None, (notes, ATTRIBUTION if shows_scenes else ""))))
 
 
-WRITERS_ROLES = ("tiny", "large", "model")
+WRITERS_ROLES = ("teacher", "tiny", "large", "student", "model")
 
 
 def _writers_of(folder: Path, *, alone: bool) -> list[RunEntry]:
-    """A CTVLM run's two models, or the one model that a folder's evaluation and profile are of."""
-    name = folder.resolve().name
-    if method_of(folder) != "ctvlm":
+    """A CTVLM or CoMD run's two models, or the one model that a folder's evaluation and profile are of."""
+    name, method = folder.resolve().name, method_of(folder)
+    if method == "comd":
+        places = {"teacher": folder / "teacher", "student": folder}
+        there = [role for role in places if role == "student" or (folder / role / "profile.json").is_file()]
+    elif method == "ctvlm":
+        places = {"tiny": folder / "tiny", "large": folder}
+        there = [role for role in places if places[role].is_dir()]
+    else:
         return [RunEntry(role="model", name=name, folder=folder, kind="writer")]
     return [
-        RunEntry(role=role, name=role if alone else f"{name} {role}", folder=place, kind="writer", trained_in=folder)
-        for role, place in (("tiny", folder / "tiny"), ("large", folder))
-        if place.is_dir()
+        RunEntry(
+            role=role,
+            name=role if alone else f"{name} {role}",
+            folder=places[role],
+            kind="writer",
+            trained_in=None if role == "teacher" else folder,
+        )
+        for role in there
     ]

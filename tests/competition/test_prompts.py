@@ -59,7 +59,7 @@ def test_a_template_that_cannot_be_used(tmp_path: Path, text: str, error: str) -
 
 
 def test_a_prompt_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="no prompt 'lion'; there is comd, .*vicuna, and any file"):
+    with pytest.raises(PromptError, match=r"no prompt 'lion'; there is comd, .*vicuna, and any file"):
         load_prompt("assessor", "lion", tmp_path)
     with pytest.raises(PromptError, match="no such file"):
         load_prompt("assessor", "lion.txt", tmp_path)

@@ -156,12 +156,12 @@ def test_what_is_finished_is_not_done_again_and_another_choice_uses_it(tmp_path)
 
 
 def test_a_killed_run_goes_on(tmp_path, expected):
-    path = jsonl(tmp_path / "c.jsonl", CAPTIONS * 300)
+    path = jsonl(tmp_path / "c.jsonl", CAPTIONS * 100)
     code = (
         "from pathlib import Path; from limbeck.phrases.filter import *; from limbeck.phrases.inputs import *\n"
         "from limbeck.phrases.choose import *\n"
         "if __name__ == '__main__':\n"
-        f"    captions = CaptionsConfig(inputs=[{str(path)!r}], part_records=100)\n"
+        f"    captions = CaptionsConfig(inputs=[{str(path)!r}], part_records=50)\n"
         f"    filter_captions(captions, ChoiceConfig(), Path({str(tmp_path / 'killed')!r}))\n"
     )
     (tmp_path / "run.py").write_text(code)
@@ -173,9 +173,9 @@ def test_a_killed_run_goes_on(tmp_path, expected):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finished = len(list(parts.glob("*.parquet")))
-    assert 3 <= finished < 42
+    assert 3 <= finished < 28
     done = []
-    captions = config(path, part_records=100)
+    captions = config(path, part_records=50)
     filter_captions(captions, ChoiceConfig(), tmp_path / "killed", progress=lambda each, _: done.append(each))
     assert done.count(None) == finished
     filter_captions(captions, ChoiceConfig(), tmp_path / "whole", Resources(processes=2))

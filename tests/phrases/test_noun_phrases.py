@@ -39,9 +39,9 @@ def test_nothing_and_empty_captions_have_no_phrases(fast):
 
 def test_real_captions_have_equal_phrases(fast, plain, real_data):
     lines = (real_data / "photos_captions" / "captions.jsonl").read_text().splitlines()
-    captions = [caption for line in lines[::18] for caption in json.loads(line)["captions"]]
+    captions = [caption for line in lines[::50] for caption in json.loads(line)["captions"]]
     expected = [{chunk.text.lower().strip() for chunk in doc.noun_chunks} for doc in plain.pipe(captions)]
-    assert len(captions) > 1000
+    assert len(captions) > 500
     assert fast(captions) == expected
 
 

@@ -56,6 +56,7 @@ def language_model(choice: LanguageModelChoice, tokenizer: PreTrainedTokenizerFa
     if choice.folder is not None:
         return choice.folder
     ids = DecoderIds.of(tokenizer)
+    assert choice.width is not None
     values = {
         "vocab_size": len(tokenizer) - 1 if ids.image == len(tokenizer) - 1 else len(tokenizer),
         "hidden_size": choice.width,
@@ -66,8 +67,8 @@ def language_model(choice: LanguageModelChoice, tokenizer: PreTrainedTokenizerFa
         "pad_token_id": ids.pad,
         "bos_token_id": ids.bos,
         "eos_token_id": ids.eos,
+        "init_std" if choice.kind == "opt" else "initializer_range": choice.initial or choice.width**-0.5,
     }
-    assert choice.width is not None
     inner = {"opt": {"ffn_dim": 4 * choice.width, "word_embed_proj_dim": choice.width, "dropout": 0.0}}
     return AutoConfig.for_model(
         choice.kind, **values, **inner.get(choice.kind, {"intermediate_size": 4 * choice.width})

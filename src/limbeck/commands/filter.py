@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from limbeck.phrases.parts import PartDone
 
+_NEEDED = ("spacy", "duckdb", "pyarrow", "threadpoolctl")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -36,6 +38,7 @@ def filter_command(
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON, for scripts")] = False,
 ) -> None:
     """Choose captions by their noun phrases: every phrase that is frequent enough is there, none too often."""
+    _check_installed()
     from limbeck.phrases.choose import ChoiceConfig
     from limbeck.phrases.filter import Resources, filter_captions
     from limbeck.phrases.inputs import CaptionsConfig
@@ -88,6 +91,13 @@ def _bar() -> Progress:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def _check_installed() -> None:
+    from limbeck.data.examples import DataError
+
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise DataError(f"limbeck filter needs {' and '.join(missing)}, not installed: pip install 'limbeck[filter]'")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -95,5 +95,6 @@ def _example(
         "answers": {each["role"]: each["text"] for each in answers},
         "scores": list(marks.get(decision.instruction, ())),
         "difficulty": decision.difficulty,
+        "kind": decision.kind,
         "written": next(each.text for each in new if each.parent == decision.instruction),
     }

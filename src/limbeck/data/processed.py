@@ -101,7 +101,9 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
         self._cache: dict[int, Picture | Skipped] = {}
         if self.config.cache:
             for row in tqdm(range(self.rows.rows), desc=f"preparing pictures of {source.name}", disable=None):
-                self._cache.setdefault(self.rows.image_id(row), cast(Any, self._picture(row, self.rows.encoded(row))))
+                image_id = self.rows.image_id(row)
+                if image_id not in self._cache:
+                    self._cache[image_id] = cast(Any, self._picture(row, self.rows.encoded(row)))
 
     def __len__(self) -> int:
         return len(self.rows)

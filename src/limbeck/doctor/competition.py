@@ -97,9 +97,8 @@ def plan_of(recipe: CoMDRecipe) -> Plan:
             answered += len(answer.split())
         if conversation.image is not None:
             pictures.add(conversation.image.key)
-    lengths = _Lengths.of(
-        load_prompts(config.prompts, Path(recipe.data.root)), config, asked / single, answered / single
-    )
+    prompts = load_prompts(config.prompts, Path(recipe.data.root))
+    lengths = _Lengths.of(prompts, config, asked / single, answered / single)
     sizes = _sizes(single, recipe.tunings, config)
     calls = [each for number in range(1, recipe.tunings + 1) for each in _calls(number, sizes, recipe.tunings, lengths)]
     per_picture = max(1.0, single / max(1, len(pictures)))

@@ -34,7 +34,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(
         f"{plan.instructions:,} instructions about {plan.pictures:,} pictures, about {count_of(plan.pool)} in the end. "
         "How many a round adds is the paper's share, a third more each time; "
-        f"{PICTURE} tokens a picture, 4/3 a word; the hours are an estimate for a 13B model on one H200 behind a server "
-        "that batches, and have been measured nowhere.",
+        f"{PICTURE} tokens a picture, 4/3 a word; the hours are an estimate for a 13B model on one H200 behind a "
+        "server that batches, and have been measured nowhere.",
         highlight=False,
     )

@@ -173,7 +173,7 @@ def _put_together(
 
 def _without_head(eye: PreTrainedModel) -> PreTrainedModel:
     """SigLIP's tower without its pooling head, which nothing here reads."""
-    if not isinstance(eye, SiglipVisionModel) or not eye.config.vision_use_head:
+    if not isinstance(eye, SiglipVisionModel) or not eye.config.to_dict().get("vision_use_head", True):
         return eye
     config = copy.deepcopy(eye.config)
     config.vision_use_head = False

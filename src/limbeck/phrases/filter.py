@@ -6,7 +6,6 @@ Out folder: `settings.json` (what phrases depend on), `parts/` (their Parquet fi
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -77,8 +76,6 @@ def filter_captions(
         keys_only: write the chosen records' ids instead of the records.
     """
     files = input_files(captions)
-    if importlib.util.find_spec("duckdb") is None:
-        raise DataError("counting phrases needs DuckDB, which is not installed: pip install 'limbeck[filter]'")
     versions = fingerprint(pipeline)
     parts_folder = out / "parts"
     parts_folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,9 @@ class LanguageModelChoice(Section):
     heads: int | None = None
     max_positions: int = 2048
     """longest sequence of a new one"""
+    initial: float | None = Field(default=None, gt=0)
+    """standard deviation of a new one's first weights; null: 1 / sqrt(width), with which a narrow one looks at pictures
+    far sooner than with transformers' 0.02"""
 
     @model_validator(mode="after")
     def _one_origin(self) -> LanguageModelChoice:

@@ -29,11 +29,12 @@ class Logged(Protocol):
 
 
 def tone_of(runs: Sequence[Run]) -> dict[str, str]:
-    """The colour name of every model: that of its role, or of models that write one for each in turn."""
+    """The colour name of every model: that of its role, or of models that write and do not teach one each in turn."""
     others = [role for role in dict.fromkeys(run.role for run in runs if not run.writer) if role not in ROLES]
     roles = {role: role for role in ROLES} | {role: f"other-{i % OTHER_TONES + 1}" for i, role in enumerate(others)}
     turns = cycle(range(1, WRITER_TONES + 1))
-    return {run.name: f"other-{next(turns)}" if run.writer else roles[run.role] for run in runs}
+    in_turn = {run.name for run in runs if run.writer and run.role != "teacher"}
+    return {run.name: f"other-{next(turns)}" if run.name in in_turn else roles[run.role] for run in runs}
 
 
 @dataclass(frozen=True)

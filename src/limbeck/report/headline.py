@@ -30,11 +30,13 @@ class Headline:
 
 
 def make_headline(runs: Sequence[Run]) -> Headline:
-    """Sum up the distilled student that keeps most of the teacher, or the tiny model beside the large one."""
+    """Sum up the distilled student that keeps most of the teacher, or of two models the smaller beside the other."""
     teacher = the_teacher(runs)
     distilled = [run for run in runs if run.role == "distilled"]
     if sorted(run.role for run in runs) == ["large", "tiny"]:
         return _duet(*sorted(runs, key=lambda run: run.role))
+    if sorted(run.role for run in runs) == ["student", "teacher"]:
+        return _competitors(*sorted(runs, key=lambda run: run.role))
     if teacher is None or not distilled:
         return Headline(f"Quality and cost of {len(runs)} model{'s' * (len(runs) != 1)}.", ())
     best = max(distilled, key=lambda run: _mean(_headline_shares(run, teacher)))
@@ -47,6 +49,11 @@ def make_headline(runs: Sequence[Run]) -> Headline:
 def _duet(large: Run, tiny: Run) -> Headline:
     quality, cost = _kept(tiny, large, "of the large one"), _costs(tiny, large)
     return Headline(_sentence("The tiny model", quality, cost), (*quality, *cost))
+
+
+def _competitors(student: Run, teacher: Run) -> Headline:
+    quality, cost = _kept(student, teacher), _costs(student, teacher)
+    return Headline(_sentence("The student", quality, cost), (*quality, *cost))
 
 
 def _sentence(student: str, quality: Sequence[Fact], cost: Sequence[Fact]) -> str:

@@ -16,13 +16,15 @@ from markupsafe import Markup
 
 from limbeck.report import charts
 from limbeck.report.cases import make_cases
+from limbeck.report.competition import Competition, read_competition
 from limbeck.report.curves import gradient_panels, loss_panels, pace_panels, term_panels, tone_of, trade_offs
 from limbeck.report.details import cost_details, figure_details
-from limbeck.report.headline import make_headline
+from limbeck.report.headline import Headline, make_headline
 from limbeck.report.records import ReportError
+from limbeck.report.rounds import competition_json, make_views
 from limbeck.report.runs import Environment as RunEnvironment
 from limbeck.report.runs import Run, RunEntry, read_run
-from limbeck.report.stages import Story, read_story, stage_curves
+from limbeck.report.stages import Story, method_of, read_story, stage_curves
 from limbeck.report.table import as_json, make_table
 
 
@@ -59,6 +61,8 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
     tones = tone_of(read)
     stories = _stories(runs, tones)
     story_tones = {story.name: story.tone for story in stories}
+    competitions = _competitions(runs, tones)
+    cases = make_cases(read)
     pairs = [run for run in read if not run.writer]
     shown = {
         "title": title,
@@ -71,7 +75,8 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
         "origins": _origins(read, stories, tones),
         "tone": tones,
         "table": make_table(read),
-        "headline": make_headline(read),
+        "headline": _headline(read, competitions),
+        "competitions": make_views(competitions, cases),
     }
     paths = ReportPaths(html=out / "report.html", markdown=out / "report.md", json=out / "report.json")
     page = (
@@ -92,14 +97,17 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
             cost_details=cost_details(read),
             figure_details=figure_details(read),
             writers_style=_asset("writers.css"),
-            cases=make_cases(read),
+            competition_style=_asset("competition.css"),
+            cases=cases,
         )
     )
     markdown = _templates().get_template("report.md.j2").render(**shown)
     out.mkdir(parents=True, exist_ok=True)
     paths.html.write_text(page, encoding="utf-8")
     paths.markdown.write_text(markdown, encoding="utf-8")
-    paths.json.write_text(json.dumps(as_json(read), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    told = {each.model: {"competition": competition_json(each)} for each in competitions}
+    rows = [row | told.get(run.name, {}) for run, row in zip(read, as_json(read), strict=True)]
+    paths.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return paths
 
 
@@ -107,6 +115,22 @@ def _stories(entries: Sequence[RunEntry], tones: Mapping[str, str]) -> list[Stor
     """The training of every run folder that models were made in, once, in the colour of its last model."""
     folders = {entry.trained_in: tones[entry.name] for entry in entries if entry.trained_in is not None}
     return [read_story(folder, folder.resolve().name, tone) for folder, tone in folders.items()]
+
+
+def _competitions(entries: Sequence[RunEntry], tones: Mapping[str, str]) -> list[Competition]:
+    """The competition of every CoMD run that holds one."""
+    students = {
+        each.trained_in: each.name for each in entries if each.trained_in and method_of(each.trained_in) == "comd"
+    }
+    found = (read_competition(folder, folder.resolve().name, name, tones[name]) for folder, name in students.items())
+    return [each for each in found if each is not None]
+
+
+def _headline(models: Sequence[Run], competitions: Sequence[Competition]) -> Headline:
+    """How far a competition has come where that is all there is to say."""
+    if len(models) == len(competitions) == 1:
+        return Headline(competitions[0].sentence, ())
+    return make_headline(models)
 
 
 class Origin(NamedTuple):

@@ -1,4 +1,4 @@
-"""Reading a run's JSON with the checks that make a mistake in it name itself."""
+"""Reading a run's JSON and YAML with the checks that make a mistake in it name itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 
 class ReportError(ValueError):
@@ -103,6 +105,19 @@ def read_object(path: Path) -> Record | None:
         ReportError: the file is not JSON, or not an object.
     """
     return _record(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+
+def read_yaml(path: Path) -> Record | None:
+    """The YAML object in a file, or None where there is no such file. Raises as `read_object` does."""
+    if not path.exists():
+        return None
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ReportError(f"{path}: not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ReportError(f"{path}: wanted a YAML object, found {type(value).__name__}")
+    return Record(value, str(path))
 
 
 def read_list(path: Path) -> tuple[Record, ...]:

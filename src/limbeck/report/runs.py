@@ -20,7 +20,7 @@ class RunEntry:
     """A run to report."""
 
     role: str
-    """`teacher`, `plain` (a student trained without distillation), `distilled`, `tiny`, `large`, or another word"""
+    """`teacher`, `plain` (trained without distillation), `distilled`, `tiny`, `large`, `student`, or another word"""
     name: str
     folder: Path
     kind: Literal["pairs", "writer"] = "pairs"

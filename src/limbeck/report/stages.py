@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from limbeck.report.charts import Panel, Point, line_panel
-from limbeck.report.records import Record, ReportError
+from limbeck.report.records import Record, read_yaml
 from limbeck.report.runs import Environment, LogRow, read_environment, read_log
 
 KINDS = {"language": "", "align_tiny": "I-a", "align_large": "I-b", "tune": "II"}
@@ -21,6 +19,8 @@ TRAINS = {
     "tune": "the tiny model, both connectors and the large model",
 }
 """what a stage of a kind trains where the recipe names nothing; the eye never trains"""
+COMD_TRAINS = {"connect": "the connector, and nothing else", "tune": "connector and language model"}
+"""what a CoMD stage of a kind trains where the recipe names nothing; the eye never trains"""
 STORY_EXPECTED = ("recipe.yaml", "environment.json", "log.jsonl")
 
 
@@ -34,7 +34,7 @@ class Stage:
     """the paper's name; empty where it has none"""
     trains: str
     teaches: str
-    """who teaches whom by which divergence"""
+    """who teaches whom by which divergence, or whose answers are learnt"""
     share: float | None
     """lambda; None where there is no divergence"""
     data: str
@@ -48,6 +48,7 @@ class Story:
 
     name: str
     tone: str
+    method: str | None
     recipe: str | None
     models: str
     """what the recipe puts together, in a sentence; empty where it does not say"""
@@ -71,29 +72,31 @@ def read_story(folder: Path, name: str, tone: str) -> Story:
     Raises:
         ReportError: one of them holds something else than it should.
     """
-    text, models, stages = None, "", ()
     path = folder / "recipe.yaml"
-    if path.exists():
-        text = path.read_text(encoding="utf-8")
-        recipe = _recipe(text, path)
-        models = _models(recipe.part("duet"))
-        stages = tuple(_stage(stage, recipe.part("training")) for stage in recipe.parts("stages"))
+    recipe, method = read_yaml(path) or Record({}, str(path)), method_of(folder)
+    if method == "comd":
+        models, stages = _competitors(recipe), (*_shared(recipe, _comd_stage), *_tunings(recipe))
+    else:
+        models, stages = _models(recipe.part("duet")), _shared(recipe, _stage)
+    held = method == "comd" and "competition" in recipe
+    expected = (*STORY_EXPECTED, *(["competition.json"] if held else []))
     return Story(
         name=name,
         tone=tone,
-        recipe=text,
+        method=method,
+        recipe=path.read_text(encoding="utf-8") if path.exists() else None,
         models=models,
         stages=stages,
         environment=read_environment(folder / "environment.json"),
         log=read_log(folder / "log.jsonl"),
-        missing=tuple(name for name in STORY_EXPECTED if not (folder / name).exists()),
+        missing=tuple(name for name in expected if not (folder / name).exists()),
     )
 
 
 def method_of(folder: Path) -> str | None:
     """The method of a run folder's recipe; None where it names none. Raises ReportError where it is no YAML object."""
-    path = folder / "recipe.yaml"
-    method = _recipe(path.read_text(encoding="utf-8"), path).data.get("method") if path.exists() else None
+    recipe = read_yaml(folder / "recipe.yaml")
+    method = recipe.data.get("method") if recipe else None
     return method if isinstance(method, str) else None
 
 
@@ -119,14 +122,8 @@ def _panels(stories: Sequence[Story], stage: str) -> list[Panel]:
     return panels
 
 
-def _recipe(text: str, path: Path) -> Record:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ReportError(f"{path}: not YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ReportError(f"{path}: wanted a YAML object, found {type(value).__name__}")
-    return Record(value, str(path))
+def _shared(recipe: Record, read: Callable[[Record, Record], Stage]) -> tuple[Stage, ...]:
+    return tuple(read(stage, recipe.part("training")) for stage in recipe.parts("stages"))
 
 
 def _models(duet: Record) -> str:
@@ -145,6 +142,68 @@ def _language_model(choice: Record) -> str:
         return choice.text("folder")
     sizes = ((choice.maybe_text("width"), "wide"), (choice.maybe_text("layers"), "layers"))
     return ", ".join([choice.text("kind"), *(f"{value} {what}" for value, what in sizes if value is not None)])
+
+
+def _competitors(recipe: Record) -> str:
+    """Who learns from whom by a CoMD recipe, in a sentence."""
+    student = recipe.part("student")
+    if "eye" in student:
+        parts = f"connector {student.maybe_text('connector') or 'linear'}, {_language_model(student.part('language'))}"
+        learner = f"{student.text('eye')}, which never trains, {parts}"
+    elif "folder" in student:
+        learner = student.text("folder")
+    else:
+        return ""
+    rank = recipe.part("lora").maybe_text("rank")
+    adapted = f", LoRA of rank {rank} in its language model" if rank else ""
+    roles = [f"{role}: {_role(recipe, role)}" for role in ("teacher", "assessor", "augmentor", "judge")]
+    return f"Student: {learner}{adapted}; {'; '.join(roles)}."
+
+
+def _role(recipe: Record, role: str) -> str:
+    """Who fills a role of a competition."""
+    filled = recipe.part(role)
+    if "model" in filled:
+        return f"{filled.text('model')}, by a server"
+    if "folder" in filled:
+        return filled.text("folder")
+    return "the teacher" if role in ("assessor", "augmentor") and role not in recipe else "none"
+
+
+def _comd_stage(stage: Record, training: Record) -> Stage:
+    kind = stage.text("kind")
+    trainable = stage.texts("trainable")
+    return Stage(
+        name=stage.text("name"),
+        kind=kind,
+        paper="",
+        trains=", ".join(trainable) if trainable else COMD_TRAINS.get(kind, "what the method trains"),
+        teaches="the answers of its data",
+        share=None,
+        data=", ".join(_source(source) for source in stage.parts("data")),
+        settings=_settings(training, stage.part("training")),
+    )
+
+
+def _tunings(recipe: Record) -> list[Stage]:
+    """The stages of a competition, named as the run names them."""
+    competition = recipe.part("competition")
+    tuning = competition.part("tuning")
+    first = ", ".join(_source(source) for source in competition.parts("data"))
+    trainable = tuning.texts("trainable")
+    return [
+        Stage(
+            name=f"tune-{number}",
+            kind="tune",
+            paper="",
+            trains=", ".join(trainable) if trainable else COMD_TRAINS["tune"],
+            teaches="the teacher\N{RIGHT SINGLE QUOTATION MARK}s answers",
+            share=None,
+            data=f"the first pool: {first}" if number == 1 else f"what round {number - 1} has written",
+            settings=_settings(recipe.part("training"), tuning.part("training")),
+        )
+        for number in range(1, int(competition.maybe_number("tunings") or 0) + 1)
+    ]
 
 
 def _stage(stage: Record, training: Record) -> Stage:

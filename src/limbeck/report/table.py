@@ -156,8 +156,9 @@ def shares(run: Run, teacher: Run) -> dict[str, float]:
 
 
 def the_teacher(runs: Sequence[Run]) -> Run | None:
-    """The first run that is a teacher."""
-    return next((run for run in runs if run.role == "teacher"), None)
+    """The first run that is a teacher; one that writes is nobody's beside models with pairs."""
+    kin = [run for run in runs if not run.writer] or runs
+    return next((run for run in kin if run.role == "teacher"), None)
 
 
 def make_table(runs: Sequence[Run]) -> Table:

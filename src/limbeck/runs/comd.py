@@ -207,9 +207,8 @@ class _Rounds:
         for example in (each for played in told["rounds"] for each in played["examples"]):
             if example["image"] is not None:
                 file = Path("gallery") / f"instruction-{example['instruction']}.png"
-                example["picture"] = (
-                    str(file) if save_picture(self.images[example["image"]], self.folder / file) else None
-                )
+                saved = save_picture(self.images[example["image"]], self.folder / file)
+                example["picture"] = str(file) if saved else None
         write_text(self.folder / "competition.json", json.dumps(told, ensure_ascii=False, indent=1))
 
     def close(self) -> None:

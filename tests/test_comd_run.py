@@ -1,0 +1,145 @@
+"""`limbeck compete` from a recipe to a folder that plain transformers loads, and what it tells beforehand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_comd_recipe import CHAT, INSTRUCTIONS, ROLES, competition_recipe, teacher_recipe
+from tiny_ctvlm_recipe import SCENES, write_eye
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
+
+from limbeck.cli import app
+from limbeck.competition.pool import Pool
+from limbeck.recipe import RecipeError, load_recipe
+from limbeck.run import run_recipe
+
+HELD = {"benchmark": "scenes_vqa", "name": "vqa", "data": {**SCENES, "split": "test", "count": 2}, "max_new_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def eye(tmp_path_factory) -> Path:
+    return write_eye(tmp_path_factory.mktemp("eye") / "eye")
+
+
+@pytest.fixture(scope="module")
+def teacher(eye, tmp_path_factory) -> Path:
+    recipe = teacher_recipe(tmp_path_factory.mktemp("teacher"), eye)
+    return run_recipe(load_recipe(str(recipe))) / "student"
+
+
+@pytest.fixture(scope="module")
+def run(eye, teacher, tmp_path_factory) -> Path:
+    stage = {"name": "pretrain", "kind": "connect", "data": [{"source": "captions", "of": SCENES}], "chat": CHAT}
+    recipe = competition_recipe(
+        tmp_path_factory.mktemp("competition"),
+        eye,
+        teacher,
+        stages=[{**stage, "training": {"max_steps": 1}}],
+        evaluation={"benchmarks": [HELD], "answering": {"batch_size": 4}},
+    )
+    done = CliRunner().invoke(app, ["compete", str(recipe)])
+    assert done.exit_code == 0, done.exception
+    return recipe.with_name("run")
+
+
+def test_plain_transformers_loads_the_student_and_it_answers(run):
+    model = AutoModelForImageTextToText.from_pretrained(run / "student")
+    processor = AutoProcessor.from_pretrained(run / "student")
+    content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(text=[text], images=[[torch.zeros(3, 32, 32, dtype=torch.uint8).numpy()]], return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert written.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_every_tuning_is_evaluated_and_the_teacher_once(run):
+    summaries = [run / "rounds" / number / "evaluation" / "summary.json" for number in ("1", "2")]
+    assert all("vqa" in json.loads(path.read_text()) for path in summaries)
+    last, own = (json.loads(path.read_text()) for path in (summaries[1], run / "evaluation" / "summary.json"))
+    assert last == own
+    assert "vqa" in json.loads((run / "teacher" / "evaluation" / "summary.json").read_text())
+    assert json.loads((run / "profile.json").read_text())["parameters"] > 0
+
+
+def test_the_second_tuning_trains_on_what_the_round_wrote(run):
+    with Pool.open(run / "pool.sqlite", readonly=True) as pool:
+        new = [each.text for each in pool.instructions(round=1)]
+        author = next(iter(pool.select("SELECT model, prompt FROM answers WHERE role = 'teacher' LIMIT 1")))
+        assert author["prompt"] in pool.prompts()
+    lines = [json.loads(line) for line in (run / "rounds" / "2" / "data.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == new
+    assert {json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()} == {
+        "pretrain",
+        "tune-1",
+        "tune-2",
+    }
+
+
+def test_the_page_tells_of_the_competition(run):
+    done = CliRunner().invoke(app, ["report", str(run)])
+    assert done.exit_code == 0, done.exception
+    page = (run / "report.html").read_text()
+    assert "teacher" in page
+    assert "pool" in page
+
+
+def test_the_pool_tells_what_it_holds(run):
+    done = CliRunner().invoke(app, ["pool", "stats", str(run), "--json"])
+    found = json.loads(done.stdout)
+    assert found["rounds_closed"] == 1
+    assert found["instructions"][0] == {"round": 0, "instructions": 16, "images": 8}
+
+
+def test_a_dry_run_counts_and_writes_nothing(eye, teacher, tmp_path):
+    recipe = competition_recipe(tmp_path, eye, teacher)
+    done = CliRunner().invoke(app, ["compete", str(recipe), "--dry-run", "--json"])
+    plan = json.loads(done.stdout)
+    assert plan["instructions"] == 16
+    assert plan["pictures"] == 8
+    by_role = {(each["round"], each["role"]): each["calls"] for each in plan["calls"]}
+    assert by_role[1, "teacher"] == by_role[1, "student"] == 16
+    assert by_role[1, "assessor"] == 32
+    assert [each["instructions"] for each in plan["tunings"]] == [16, 6]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_doctor_tells_what_it_will_take(eye, teacher, tmp_path):
+    done = CliRunner().invoke(app, ["doctor", str(competition_recipe(tmp_path, eye, teacher)), "--json"])
+    assert done.exit_code == 0, done.stdout
+    checks = {each["check"]: each for each in json.loads(done.stdout)["checks"]}
+    assert checks["competition"]["figures"]["instructions"] == 16
+    assert checks["student"]["status"] == "ok"
+
+
+def test_the_paper_s_run_is_planned_from_its_numbers():
+    """Three rounds from 220K instructions come to the paper's 504K."""
+    from limbeck.doctor.competition import _sizes
+
+    recipe = load_recipe("comd/vicuna-7b")
+    assert recipe.competition is not None
+    assert [round(size, -3) for size in _sizes(220_000, 4, recipe.competition)] == [220_000, 84_000, 90_000, 110_000]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "teacher: missing; the competition needs one that answers"),
+        ({"student": {"folder": "x"}}, "give `folder`, or `eye` and `language` of a new model"),
+        ({"tokenizer": None}, "tokenizer: a new student"),
+        ({"stages": [{"name": "tune-1", "kind": "tune", "data": [ROLES]}]}, "tune-1 is the name of a tuning"),
+        ({"competition": {"data": [INSTRUCTIONS], "taus": 1}}, "competition.taus: unknown key; did you mean 'tau'"),
+        ({"teacher": {"endpoint": "localhost"}}, "teacher"),
+        ({"assessor": {"folder": "x", "batch": 1}}, "assessor.batch: unknown key; did you mean 'batch_size'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_name(eye, teacher, tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(competition_recipe(tmp_path, eye, teacher, **changes)))
+
+
+def test_a_recipe_of_stages_alone_has_no_competition(eye, tmp_path):
+    done = CliRunner().invoke(app, ["compete", str(teacher_recipe(tmp_path, eye))])
+    assert isinstance(done.exception, RecipeError)
+    assert "no competition in it" in str(done.exception)

@@ -1,0 +1,173 @@
+"""A competition that is killed in each of its phases goes on by the same command, to the bits of one that was not."""
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_comd_recipe import competition_recipe, teacher_recipe
+from tiny_ctvlm_recipe import write_eye
+
+from limbeck.competition.pool import Pool
+from limbeck.competition.pool_records import Answer, Result
+from limbeck.methods.comd import CoMD
+from limbeck.recipe import load_recipe
+from limbeck.run import run_recipe
+
+IMPORTS = ["limbeck.run", "torch._dynamo", "transformers.models.llava.modeling_llava"]
+IMPORTS += [f"transformers.models.{name}.modeling_{name}" for name in ("clip", "llama")]
+KILLS = [
+    ("teacher answers", 5),
+    ("tune-1", 2),
+    ("student answers", 6),
+    ("Assessment", 9),
+    ("Augmentation", 1),
+    ("closing", 1),
+    ("tune-2", 1),
+]
+"""A phase, and its result or step at which the process is killed."""
+PROCESSES = 2
+
+
+def kind_of(result: Result) -> str:
+    return f"{result.role} answers" if isinstance(result, Answer) else type(result).__name__
+
+
+def kill_at(phase: str, number: int) -> None:
+    """Let this process die when that phase has come so far."""
+    add, begin_step, close_round = Pool.add, CoMD.begin_step, Pool.close_round
+    seen = 0
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def adding(pool: Pool, result: Result) -> bool:
+        nonlocal seen
+        added = add(pool, result)
+        seen += kind_of(result) == phase
+        if seen == number:
+            die()
+        return added
+
+    def stepping(method: CoMD, step: int) -> None:
+        if (method.stage.name, step) == (phase, number):
+            die()
+        begin_step(method, step)
+
+    def closing(pool: Pool, round):
+        if phase == "closing":
+            die()
+        return close_round(pool, round)
+
+    Pool.add, CoMD.begin_step, Pool.close_round = adding, stepping, closing
+
+
+def work(recipe: str, environment: dict[str, str], kill: tuple[str, int] | None) -> None:
+    """What a process does."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    gc.freeze()
+    if kill is not None:
+        kill_at(*kill)
+    try:
+        run_recipe(load_recipe(recipe))
+    except BaseException:
+        Path(recipe).with_name("error.txt").write_text(traceback.format_exc())
+        raise
+
+
+def start(recipe: Path, kill: tuple[str, int] | None = None, processes: int = 1, port: int = 0) -> list[int | None]:
+    """Run a recipe in processes of their own; their exit codes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTS)
+    started = []
+    for rank in range(processes):
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        started.append(context.Process(target=work, args=(str(recipe), own, kill)))
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+def said(recipe: Path) -> str:
+    error = recipe.with_name("error.txt")
+    return error.read_text() if error.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple[Path, Path]:
+    """An eye, and a teacher that writes scores and questions."""
+    folder = tmp_path_factory.mktemp("teacher")
+    eye = write_eye(folder / "eye")
+    recipe = teacher_recipe(folder, eye)
+    assert start(recipe) == [0], said(recipe)
+    return eye, folder / "run" / "student"
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory) -> Path:
+    """An uninterrupted competition."""
+    recipe = competition_recipe(tmp_path_factory.mktemp("whole"), *parts)
+    assert start(recipe) == [0], said(recipe)
+    return recipe.with_name("run")
+
+
+def digest(run: Path) -> str:
+    with Pool.open(run / "pool.sqlite", readonly=True) as pool:
+        return pool.digest()
+
+
+def calls(run: Path) -> dict[str, int]:
+    """How many calls the pool has, by kind."""
+    with sqlite3.connect(run / "pool.sqlite") as connection:
+        return {
+            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("answers", "assessments", "augmentations", "instructions")
+        }
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "student" / "model.safetensors")
+
+
+def test_killed_in_every_phase_it_ends_with_the_same_pool_and_student(parts, whole, tmp_path):
+    recipe = competition_recipe(tmp_path, *parts)
+    for kill in KILLS:
+        assert start(recipe, kill) == [-signal.SIGKILL], f"{kill}: {said(recipe)}"
+    assert start(recipe) == [0], said(recipe)
+    run = recipe.with_name("run")
+    assert calls(run) == calls(whole)
+    assert digest(run) == digest(whole)
+    ours, theirs = weights(run), weights(whole)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    for number in ("1", "2"):
+        data = Path("rounds") / number / "data.jsonl"
+        assert (run / data).read_text() == (whole / data).read_text()
+
+
+def test_called_again_it_asks_and_trains_nothing(whole):
+    before = digest(whole), weights(whole), (whole / "log.jsonl").read_text()
+    assert start(whole.with_name("recipe.yaml")) == [0], said(whole.with_name("recipe.yaml"))
+    assert digest(whole) == before[0]
+    assert (whole / "log.jsonl").read_text() == before[2]
+
+
+def test_two_processes_share_one_competition(parts, whole, tmp_path, unused_port):
+    """The first holds it, both train on what comes of it."""
+    recipe = competition_recipe(tmp_path, *parts, training={"per_device_train_batch_size": 2})
+    assert start(recipe, processes=PROCESSES, port=unused_port) == [0, 0], said(recipe)
+    run = recipe.with_name("run")
+    first = Path("rounds") / "1" / "data.jsonl"
+    assert (run / first).read_text() == (whole / first).read_text()
+    assert {json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()} == {"tune-1", "tune-2"}
+    assert calls(run)["answers"] >= calls(whole)["answers"] - 4
