@@ -66,8 +66,6 @@ def test_every_tuning_is_evaluated_and_the_teacher_once(run):
 def test_the_second_tuning_trains_on_what_the_round_wrote(run):
     with Pool.open(run / "pool.sqlite", readonly=True) as pool:
         new = [each.text for each in pool.instructions(round=1)]
-        author = next(iter(pool.select("SELECT model, prompt FROM answers WHERE role = 'teacher' LIMIT 1")))
-        assert author["prompt"] in pool.prompts()
     lines = [json.loads(line) for line in (run / "rounds" / "2" / "data.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == new
     assert {json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()} == {

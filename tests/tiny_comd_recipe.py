@@ -41,7 +41,7 @@ def teacher_recipe(folder: Path, eye: Path, *, steps: int = 80) -> Path:
     )
 
 
-def competition_recipe(folder: Path, eye: Path, teacher: Path, **changes: Any) -> Path:
+def competition_recipe(folder: Path, eye: Path, teacher: Path, /, **changes: Any) -> Path:
     """Two tunings and the round between them; the run folder is `run` beside the recipe."""
     values: dict[str, Any] = {
         "student": {"eye": str(eye), "language": language(24), "eye_layer": -1},
@@ -57,7 +57,8 @@ def competition_recipe(folder: Path, eye: Path, teacher: Path, **changes: Any) -
         },
     }
     for name, change in changes.items():
-        values[name] = values[name] | change if isinstance(values.get(name), dict) else change
+        old = values.get(name)
+        values[name] = old | change if isinstance(old, dict) and isinstance(change, dict) else change
     return _write(folder, **values)
 
 

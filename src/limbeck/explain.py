@@ -94,8 +94,8 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tags(section: type[BaseModel]) -> set[Any]:
-    """The discriminator values of a section of a union."""
-    return {
+    """What names a section of a union: its discriminator's values, or its class where that has none."""
+    return {section.__name__} | {
         value
         for field in section.model_fields.values()
         if get_origin(field.annotation) is Literal

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sqlite3
 import traceback
 from pathlib import Path
@@ -83,13 +84,16 @@ def work(recipe: str, environment: dict[str, str], kill: tuple[str, int] | None)
         raise
 
 
-def start(recipe: Path, kill: tuple[str, int] | None = None, processes: int = 1, port: int = 0) -> list[int | None]:
+def start(recipe: Path, kill: tuple[str, int] | None = None, processes: int = 1) -> list[int | None]:
     """Run a recipe in processes of their own; their exit codes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
     started = []
     for rank in range(processes):
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
         started.append(context.Process(target=work, args=(str(recipe), own, kill)))
     for process in started:
@@ -162,10 +166,10 @@ def test_called_again_it_asks_and_trains_nothing(whole):
     assert (whole / "log.jsonl").read_text() == before[2]
 
 
-def test_two_processes_share_one_competition(parts, whole, tmp_path, unused_port):
+def test_two_processes_share_one_competition(parts, whole, tmp_path):
     """The first holds it, both train on what comes of it."""
     recipe = competition_recipe(tmp_path, *parts, training={"per_device_train_batch_size": 2})
-    assert start(recipe, processes=PROCESSES, port=unused_port) == [0, 0], said(recipe)
+    assert start(recipe, processes=PROCESSES) == [0] * PROCESSES, said(recipe)
     run = recipe.with_name("run")
     first = Path("rounds") / "1" / "data.jsonl"
     assert (run / first).read_text() == (whole / first).read_text()

@@ -140,9 +140,13 @@ class CTVLM(Method):
         """What TrainingArguments' `gradient_checkpointing` asks of a model."""
         self.duet.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
         """The same, as earlier versions of transformers ask it."""
-        self.duet.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.duet.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload
+        )
 
     def begin_stage(self, stage: Stage, steps_per_epoch: int) -> None:
         assert isinstance(stage, DuetStage)

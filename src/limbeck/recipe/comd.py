@@ -14,7 +14,7 @@ from limbeck.data.conversation_sources import ConversationSourceConfig
 from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
 from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
 from limbeck.evaluation.generative.model import AnsweringConfig
-from limbeck.recipe.shared import RunSettings, StageSettings, check_stages
+from limbeck.recipe.shared import RunSettings, StageSettings, check_stages, check_training
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
 
 
@@ -52,11 +52,12 @@ class LocalRole(Section):
 def _where(value: Any) -> str:
     """Which kind of role a section is: a model's folder, unless it names a server."""
     keys = value if isinstance(value, dict) else type(value).model_fields
-    return "endpoint" if "endpoint" in keys else "folder"
+    return EndpointsConfig.__name__ if "endpoint" in keys else LocalRole.__name__
 
 
 RoleConfig = Annotated[
-    Annotated[LocalRole, Tag("folder")] | Annotated[EndpointsConfig, Tag("endpoint")], Discriminator(_where)
+    Annotated[LocalRole, Tag(LocalRole.__name__)] | Annotated[EndpointsConfig, Tag(EndpointsConfig.__name__)],
+    Discriminator(_where),
 ]
 
 
@@ -137,8 +138,7 @@ class CoMDRecipe(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> CoMDRecipe:
-        check_stages(self.training, self.stages)
-        if not self.stages and not self.tunings:
+        if not self.all_stages:
             raise ValueError("stages, competition: there is nothing to train; give one of them")
         if self.tunings and self.teacher is None:
             raise ValueError("teacher: missing; the competition needs one that answers")
@@ -147,7 +147,18 @@ class CoMDRecipe(RunSettings):
         clash = {stage.name for stage in self.stages} & {tuning_name(number) for number in range(1, self.tunings + 1)}
         if clash:
             raise ValueError(f"stages: {', '.join(sorted(clash))} is the name of a tuning; choose another")
+        check_stages(self.training, self.stages)
+        if self.competition is not None:
+            check_training("competition.tuning.training", self.competition.tuning.training)
         return self
+
+    @property
+    def all_stages(self) -> tuple[StageSettings, ...]:
+        """Those before the competition and its tunings."""
+        names = [tuning_name(number) for number in range(1, self.tunings + 1)]
+        tuning = self.competition.tuning if self.competition else TuningConfig()
+        tunings = (StageSettings(name=name, trainable=tuning.trainable, training=tuning.training) for name in names)
+        return (*self.stages, *tunings)
 
     @property
     def tunings(self) -> int:

@@ -71,7 +71,7 @@ WAIT = 2.0
 def run_comd(recipe: CoMDRecipe) -> Path:
     """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder."""
     folder, started = Path(recipe.output), time.time()
-    check_training(folder, recipe, recipe.stages)
+    check_training(folder, recipe, recipe.all_stages)
     refuse_another_recipe(folder, recipe)
     for benchmark in recipe.evaluation.benchmarks:
         load_benchmark(benchmark, Path(recipe.data.root))
