@@ -22,6 +22,8 @@ from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.recipe.dlip import DLIPRecipe
 from limbeck.recipe.shared import RecipeError
 
+ROLES = ("teacher", "assessor", "augmentor", "judge")
+"""Sections of CoMD's recipe that are a model's folder or a server."""
 SHIPPED = Path(str(files("limbeck"))) / "recipes"
 
 Recipe = DLIPRecipe | CTVLMRecipe | CoMDRecipe
@@ -109,7 +111,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`values` over `base`, mappings key by key, everything else whole; so is a `tokenizer` of another kind.
+    """`values` over `base`, mappings key by key, everything else whole; so is a tokenizer or a role of another kind.
 
     A mapping over a list changes the items that it names. `where` begins the message of what goes wrong.
     """
@@ -118,10 +120,18 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any], where: str) -> dict[
         old = merged.get(key)
         if isinstance(old, list) and isinstance(value, dict):
             value = _merge_named(old, value, f"{where}{key}.")
-        elif isinstance(old, dict) and isinstance(value, dict) and old.get(key) == value.get(key, old.get(key)):
+        elif isinstance(old, dict) and isinstance(value, dict) and _same_kind(key, old, value):
             value = _merge(old, value, f"{where}{key}.")
         merged[key] = value
     return merged
+
+
+def _same_kind(key: str, old: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    """Whether a section changes another one, and does not take its place: a server's role that of a model's folder."""
+    places = {"endpoint", "folder"}
+    return old.get(key) == value.get(key, old.get(key)) and (
+        key not in ROLES or not places & value.keys() or places & value.keys() == places & old.keys()
+    )
 
 
 def _merge_named(items: list, changes: Mapping[str, Any], where: str) -> list:
