@@ -29,7 +29,7 @@ def language(width: int) -> dict[str, Any]:
     return {"kind": "llama", "width": width, "layers": 2, "heads": 2, "max_positions": 256}
 
 
-def teacher_recipe(folder: Path, eye: Path, *, steps: int = 80) -> Path:
+def teacher_recipe(folder: Path, eye: Path, *, steps: int = 120) -> Path:
     """A recipe of stages alone, whose student knows the roles well enough to write scores and questions."""
     stage = {"name": "roles", "kind": "tune", "data": [ROLES], "chat": CHAT, "training": {"max_steps": steps}}
     return _write(
@@ -50,6 +50,7 @@ def competition_recipe(folder: Path, eye: Path, teacher: Path, /, **changes: Any
         "competition": {
             "data": [INSTRUCTIONS],
             "tunings": 2,
+            "tau": 0.0,
             "prompts": PROMPTS,
             "answer": {"max_new_tokens": 12},
             "assess": {"max_new_tokens": 40},

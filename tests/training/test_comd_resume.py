@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_comd_recipe import competition_recipe, teacher_recipe
+from tiny_comd_recipe import TRAINING, competition_recipe, teacher_recipe
 from tiny_ctvlm_recipe import write_eye
 
 from limbeck.competition.pool import Pool
@@ -168,7 +168,7 @@ def test_called_again_it_asks_and_trains_nothing(whole):
 
 def test_two_processes_share_one_competition(parts, whole, tmp_path):
     """The first holds it, both train on what comes of it."""
-    recipe = competition_recipe(tmp_path, *parts, training={"per_device_train_batch_size": 2})
+    recipe = competition_recipe(tmp_path, *parts, training={**TRAINING, "per_device_train_batch_size": 2})
     assert start(recipe, processes=PROCESSES) == [0] * PROCESSES, said(recipe)
     run = recipe.with_name("run")
     first = Path("rounds") / "1" / "data.jsonl"

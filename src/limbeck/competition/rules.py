@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field, model_validator
 
-from limbeck.competition.pool_records import Decision
+from limbeck.competition.pool_records import Decision, Kind
 from limbeck.competition.prompts import PromptsConfig
 from limbeck.competition.replies import IS_HARD, DifficultyRule, difficulty
 from limbeck.config import Section
@@ -66,7 +66,7 @@ def decide(
     if rules.balance and rules.use_hard and len(easy) > len(hard):
         drawn = random.Random(f"{seed}/{round}/easy").sample(easy, len(hard))
     chosen = {*(hard if rules.use_hard else ()), *(drawn if rules.use_easy else ())}
-    kinds = dict.fromkeys(hard, "hard") | dict.fromkeys(easy, "easy")
+    kinds: dict[int, Kind] = {**dict.fromkeys(hard, "hard"), **dict.fromkeys(easy, "easy")}
     return tuple(
         Decision(
             round=round,

@@ -114,7 +114,9 @@ def _spoilt_list(rng: random.Random, truth: str, vocabulary: int) -> str:
     parts = _PART.split(truth)
     for _ in range(1 + int(2 * rng.random())):
         number = int(rng.random() * len(parts))
-        thing, place = _PLACED.fullmatch(parts[number]).groups()
+        placed = _PLACED.fullmatch(parts[number])
+        assert placed is not None, "a part of a list is a thing and its place"
+        thing, place = placed.groups()
         chance = rng.random()
         if chance < 0.2 and len(parts) > 1:
             parts.pop(number)
