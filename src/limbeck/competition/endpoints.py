@@ -37,13 +37,17 @@ class Endpoints:
         """The model's name."""
         return self._config.model
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """The model's name, and with `@` what the servers say it was made from where they say more (vLLM's `root`).
 
         Where the servers stand plays no part: the same model at another address goes on with the same pool. Raises
         EndpointGone where no server answers, AskingError where they say different things.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         said: dict[str, str] = {}
         missing: list[str] = []
         for url in self._config.urls:
