@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from tiny_ctvlm_recipe import SCENES
 
-ROLES: dict[str, Any] = {"source": "scene_roles", "of": SCENES, "per_scene": 4}
+ROLES: dict[str, Any] = {"source": "scene_roles", "of": SCENES, "words": 60}
 INSTRUCTIONS: dict[str, Any] = {"source": "scene_instructions", "of": SCENES, "per_scene": 2}
 CHAT: dict[str, Any] = {"template": "vicuna_v1", "system": ""}
 TRAINING: dict[str, Any] = {

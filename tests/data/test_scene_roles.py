@@ -13,7 +13,7 @@ from limbeck.competition.replies import Rejected, instruction, scores
 from limbeck.data.conversation_sources import load_conversations
 from limbeck.data.examples import DataError
 from limbeck.data.scene_grades import BEST, NONE, PARTLY, REWORDED, WRONG, draw_answer, grade
-from limbeck.data.scene_questions import PHRASINGS, ROLE_KINDS, Fact, questions_of
+from limbeck.data.scene_questions import PHRASINGS, ROLE_KINDS, Asked, all_questions
 from limbeck.data.scene_roles import SceneInstructionsConfig, SceneRolesConfig, SharesConfig, kind_of, scored
 from limbeck.data.scenes import Scenes, ScenesConfig
 
@@ -28,9 +28,17 @@ def roles(count=60, base=Path(), **fields):
     return load_conversations([SceneRolesConfig(source="scene_roles", of=scenes(count), **fields)], base)
 
 
-def asked_about(index: int) -> dict[str, Fact]:
+def asked_about(index: int) -> dict[str, Asked]:
     """The questions about a scene, whose facts do not depend on how many scenes there are."""
-    return questions_of(Scenes(scenes()).scene(index), VOCABULARY)
+    return {asked.text: asked for asked in all_questions(Scenes(scenes()).scene(index), VOCABULARY)}
+
+
+def words_of(conversation) -> int:
+    return sum(len(turn.text.split()) for turn in conversation.turns)
+
+
+def question(kind: str, answer: str) -> Asked:
+    return Asked(kind=kind, about=(kind,), phrasing=0, text="?", answer=answer)
 
 
 def test_every_question_of_a_scene_is_among_all_and_has_the_same_answer():
@@ -38,16 +46,16 @@ def test_every_question_of_a_scene_is_among_all_and_has_the_same_answer():
         known = asked_about(index)
         for each in example.questions:
             assert (known[each.text].answer, known[each.text].kind) == (each.answers[0], each.kind)
-            assert each.text == known[each.text].asked(0) or each.kind == "colour"
+            assert known[each.text].phrasing == 0 or each.kind == "colour"
 
 
 def test_no_text_asks_two_things_and_no_instruction_is_filtered_out():
     sorts = set()
     for index in range(20):
-        known = asked_about(index)
-        assert len(known) == sum(len(PHRASINGS[fact.sort]) for fact in set(known.values()))
-        assert not any(isinstance(instruction(text, False, "another one"), Rejected) for text in known)
-        sorts |= {fact.sort for fact in known.values()}
+        questions = all_questions(Scenes(scenes()).scene(index), VOCABULARY)
+        assert len({asked.text for asked in questions}) == len(questions)
+        assert not any(isinstance(instruction(asked.text, False, "another one"), Rejected) for asked in questions)
+        sorts |= {asked.about[0] for asked in questions}
     assert sorts == set(PHRASINGS)
 
 
@@ -78,16 +86,16 @@ def test_no_text_asks_two_things_and_no_instruction_is_filtered_out():
     ],
 )
 def test_scores_say_how_good_an_answer_is(kind, truth, answer, wanted):
-    assert grade(Fact(sort=kind, words=(), answer=truth), answer) == wanted
+    assert grade(question(kind, truth), answer) == wanted
 
 
 def test_answers_of_all_qualities_are_drawn_for_every_kind():
     found: dict[str, Counter[str]] = {kind: Counter() for kind in ROLE_KINDS}
     for index in range(40):
-        known = list(asked_about(index).values())
-        for number, fact in enumerate(known):
-            score = grade(fact, draw_answer(random.Random(f"{index} {number}"), fact, known, VOCABULARY))
-            found[fact.kind]["right" if score >= REWORDED else "partly" if score > WRONG else "wrong"] += 1
+        questions = list(asked_about(index).values())
+        for asked in questions:
+            score = grade(asked, draw_answer(random.Random(asked.text + str(index)), asked, questions, VOCABULARY))
+            found[asked.kind]["right" if score >= REWORDED else "partly" if score > WRONG else "wrong"] += 1
     for kind, counts in found.items():
         total = counts.total()
         assert 0.4 * total < counts["right"] < 0.6 * total, kind
@@ -101,7 +109,7 @@ def test_each_exchange_is_one_of_the_roles_and_right():
     augment = re.escape(prompts.augment("FIELD")).replace("FIELD", "(.*)")
     practised: Counter[str] = Counter()
     for index, conversation in enumerate(roles().conversations):
-        known = asked_about(index // 4)
+        known = asked_about(index)
         for said, reply in conversation.exchanges:
             if said in known:
                 practised["answer"] += 1
@@ -109,9 +117,8 @@ def test_each_exchange_is_one_of_the_roles_and_right():
             elif found := re.fullmatch(augment, said):
                 practised["ask"] += 1
                 seed, written = known[found[1]], known[reply]
-                assert written.sort == seed.sort
-                assert reply != found[1]
-                assert written != seed or len([fact for fact in set(known.values()) if fact.sort == seed.sort]) == 1
+                assert written.about[0] == seed.about[0]
+                assert written.phrasing != seed.phrasing
             else:
                 practised["assess"] += 1
                 found = re.fullmatch(assess, said)
@@ -124,9 +131,13 @@ def test_each_exchange_is_one_of_the_roles_and_right():
     assert len(practised) == 3
 
 
-def test_shares_choose_the_roles():
+def test_shares_choose_the_roles_and_words_the_length():
     asking = roles(20, shares=SharesConfig(answer=0, assess=0, ask=1)).conversations
     assert all(said.startswith("Ask ") for each in asking for said, _ in each.exchanges)
+    for words in (40, 200):
+        lengths = [words_of(each) for each in roles(20, words=words).conversations if len(each.turns) > 2]
+        assert 0.4 * words < min(lengths) <= max(lengths) <= words
+    assert {len(each.turns) for each in roles(20, words=1).conversations} == {2}
     with pytest.raises(ValidationError, match="a share"):
         SharesConfig(answer=0, assess=0, ask=0)
 
@@ -149,8 +160,8 @@ def test_instructions_are_single_questions_of_all_kinds_that_say_which():
     assert len({(each.id.partition("#")[0], each.turns[0].text) for each in found[:]}) == 300
     for index, conversation in enumerate(found):
         [(text, answer)] = conversation.exchanges
-        fact = asked_about(index // 3)[text]
-        assert (fact.answer, fact.kind) == (answer, kind_of(conversation.id))
+        asked = asked_about(index // 3)[text]
+        assert (asked.answer, asked.kind) == (answer, kind_of(conversation.id))
     assert {kind_of(each.id) for each in found[:]} == set(ROLE_KINDS)
     more = load_conversations([section.model_copy(update={"per_scene": 5})]).conversations
     assert [each.turns for each in more[:3]] == [each.turns for each in found[:3]]

@@ -14,7 +14,7 @@ from functools import cache
 
 from limbeck.data.builtin import with_article
 from limbeck.data.scene_facts import BACKGROUNDS, PLACES, pick
-from limbeck.data.scene_questions import LIST, Fact
+from limbeck.data.scene_questions import LIST, Asked
 from limbeck.data.scene_texts import where
 from limbeck.data.scene_words import things
 
@@ -25,19 +25,19 @@ _PLACED = re.compile(r"(.+) ((?:at|on|in) the .+)")
 _PART = re.compile(r", (?:and )?| and ")
 
 
-def grade(fact: Fact, answer: str) -> int:
+def grade(asked: Asked, answer: str) -> int:
     """The score of an answer, 1 to 10."""
     said = answer.strip().rstrip(".").lower()
-    if said == fact.answer:
+    if said == asked.answer:
         return BEST
-    if fact.kind == LIST:
-        return _grade_list(fact.answer, said)
+    if asked.kind == LIST:
+        return _grade_list(asked.answer, said)
     core = _MORE_WORDS.sub("", said).strip()
-    if core == fact.answer:
+    if core == asked.answer:
         return REWORDED
-    if core not in answers_of(fact.kind):
+    if core not in answers_of(asked.kind):
         return NONE
-    return PARTLY if core in _near(fact.kind, fact.answer) else WRONG
+    return PARTLY if core in _near(asked.kind, asked.answer) else WRONG
 
 
 @cache
@@ -54,26 +54,26 @@ def answers_of(kind: str) -> tuple[str, ...]:
     }[kind]
 
 
-def draw_answer(rng: random.Random, fact: Fact, others: Sequence[Fact], vocabulary: int) -> str:
+def draw_answer(rng: random.Random, asked: Asked, others: Sequence[Asked], vocabulary: int) -> str:
     """Half the time the truth; else partly right, wrong, or nothing that answers it.
 
     `others` are the same scene's questions: their answers are what a model says that looks at the wrong place.
     """
     chance = rng.random()
     if chance < 0.45:
-        return fact.answer
+        return asked.answer
     if chance >= 0.92:
-        return _garbled(rng, fact, others)
-    if fact.kind == LIST:
-        return _spoilt_list(rng, fact.answer, vocabulary)
+        return _garbled(rng, asked, others)
+    if asked.kind == LIST:
+        return _spoilt_list(rng, asked.answer, vocabulary)
     if chance < 0.5:
-        return _more_words(rng, fact)
+        return _more_words(rng, asked)
     unseen = {thing.name for thing in things()[vocabulary:]}
-    choices = [name for name in answers_of(fact.kind) if name != fact.answer and name not in unseen]
-    near = [name for name in choices if name in _near(fact.kind, fact.answer)]
+    choices = [name for name in answers_of(asked.kind) if name != asked.answer and name not in unseen]
+    near = [name for name in choices if name in _near(asked.kind, asked.answer)]
     if chance < 0.62 and near:
         return pick(rng, near)
-    beside = [other.answer for other in others if other.kind == fact.kind and other.answer in choices]
+    beside = [other.answer for other in others if other.kind == asked.kind and other.answer in choices]
     if chance < 0.75 and beside:
         return pick(rng, beside)
     return pick(rng, choices)
@@ -103,10 +103,10 @@ def _near(kind: str, truth: str) -> frozenset[str]:
     return frozenset()
 
 
-def _more_words(rng: random.Random, fact: Fact) -> str:
-    if fact.kind in ("what", "relation"):
-        return pick(rng, (with_article(fact.answer), f"the {fact.answer}", f"it is {with_article(fact.answer)}"))
-    return fact.answer if fact.kind == "yes/no" else f"it is {fact.answer}"
+def _more_words(rng: random.Random, asked: Asked) -> str:
+    if asked.kind in ("what", "relation"):
+        return pick(rng, (with_article(asked.answer), f"the {asked.answer}", f"it is {with_article(asked.answer)}"))
+    return asked.answer if asked.kind == "yes/no" else f"it is {asked.answer}"
 
 
 def _spoilt_list(rng: random.Random, truth: str, vocabulary: int) -> str:
@@ -127,11 +127,11 @@ def _spoilt_list(rng: random.Random, truth: str, vocabulary: int) -> str:
     return ", ".join(parts)
 
 
-def _garbled(rng: random.Random, fact: Fact, others: Sequence[Fact]) -> str:
+def _garbled(rng: random.Random, asked: Asked, others: Sequence[Asked]) -> str:
     """What a model writes that has learned little: half a word, a word twice, an answer to something else."""
     chance = rng.random()
     if chance < 0.3:
-        return fact.answer[: len(fact.answer) // 2]
+        return asked.answer[: len(asked.answer) // 2]
     if chance < 0.5:
-        return f"{fact.answer} {fact.answer}"
-    return pick(rng, [other.answer for other in others if other.kind != fact.kind])
+        return f"{asked.answer} {asked.answer}"
+    return pick(rng, [other.answer for other in others if other.kind != asked.kind])

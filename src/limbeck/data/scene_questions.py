@@ -15,7 +15,7 @@ from limbeck.data.scene_texts import INVERSE, KINDS, holds, where
 from limbeck.data.scene_words import Thing, plural, things
 
 LIST = "list"
-"""The kind of question that wants everything in the picture."""
+"""The kind of question that wants everything in the picture, in a sentence."""
 
 ROLE_KINDS = (*KINDS, LIST)
 """Every kind of question that the roles are taught."""
@@ -89,35 +89,31 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What can be asked about a scene, in any of the phrasings of its sort."""
+class Asked:
+    """A question about a scene."""
 
-    sort: str
-    """a key of PHRASINGS"""
-    words: tuple[tuple[str, str], ...]
-    """the fields of the phrasings, with what stands in them"""
+    kind: str
+    """of ROLE_KINDS"""
+    about: tuple[str, ...]
+    """what is asked, however it is phrased"""
+    phrasing: int
+    text: str
     answer: str
 
-    @property
-    def kind(self) -> str:
-        """The kind of question, of ROLE_KINDS."""
-        return "yes/no" if self.sort.startswith("yes/no") else self.sort
 
-    def asked(self, phrasing: int) -> str:
-        """The question in one of its phrasings, by number."""
-        return PHRASINGS[self.sort][phrasing].format_map(dict(self.words))
-
-
-def facts(scene: Scene, vocabulary: int) -> tuple[Fact, ...]:
-    """Everything that can be asked; whether things are there is asked about each of the first `vocabulary` kinds."""
-    return tuple(Fact(sort, tuple(words.items()), answer) for sort, words, answer in _facts(scene, vocabulary))
-
-
-def questions_of(scene: Scene, vocabulary: int) -> dict[str, Fact]:
-    """Every question in every phrasing, with the fact that it asks for."""
-    return {
-        fact.asked(number): fact for fact in facts(scene, vocabulary) for number in range(len(PHRASINGS[fact.sort]))
-    }
+def all_questions(scene: Scene, vocabulary: int) -> tuple[Asked, ...]:
+    """Every question in every phrasing; whether things are there is asked about all of the first `vocabulary` kinds."""
+    return tuple(
+        Asked(
+            kind="yes/no" if sort.startswith("yes/no") else sort,
+            about=(sort, *words.values()),
+            phrasing=number,
+            text=phrasing.format_map(words),
+            answer=answer,
+        )
+        for sort, words, answer in _facts(scene, vocabulary)
+        for number, phrasing in enumerate(PHRASINGS[sort])
+    )
 
 
 def listed(scene: Scene) -> str:
@@ -127,7 +123,7 @@ def listed(scene: Scene) -> str:
 
 
 def _facts(scene: Scene, vocabulary: int) -> Iterator[tuple[str, dict[str, str], str]]:
-    """(sort, words, answer) of everything that can be asked."""
+    """(kind of PHRASINGS, the words of its phrasings, answer) of everything that can be asked."""
     kinds = Counter(placed.thing for placed in scene.placed)
     singles = [placed for placed in scene.placed if kinds[placed.thing] == 1]
     for placed in scene.placed:

@@ -1,8 +1,8 @@
 """Built-in scenes teach a small model the roles of the competition, since the truth about them is known.
 
-The model answers a question; or it is given a question and two answers, says what is right and scores both; or it is
-given a question and asks another one of the same kind. The prompts are the files that the competition sends: a role is
-asked as it was taught.
+A conversation is about one scene. In each exchange the model answers a question; or it is given a question and two
+answers, says what is right and scores both; or it is given a question and asks another one of the same kind. The
+prompts are the files that the competition sends (`competition/prompts`): a role is asked as it was taught.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from limbeck.data.examples import DataError
 from limbeck.data.records import existing_file
 from limbeck.data.scene_facts import pick
 from limbeck.data.scene_grades import draw_answer, grade
-from limbeck.data.scene_questions import PHRASINGS, ROLE_KINDS, Fact, facts
+from limbeck.data.scene_questions import ROLE_KINDS, Asked, all_questions
 from limbeck.data.scenes import Scenes, ScenesConfig, load_scenes
 
 PROMPTS = Path(str(files("limbeck"))) / "competition" / "prompts"
@@ -53,9 +53,9 @@ class SceneRolesConfig(Section):
 
     source: Literal["scene_roles"]
     of: ScenesConfig
-    per_scene: int = Field(default=4, ge=1, le=32)
-    """conversations about each scene, of one exchange each: where one exchange can be read off another, a model learns
-    to read and not to look"""
+    words: int = Field(default=100, ge=1, le=500)
+    """of each conversation, at most: exchanges about one scene follow each other as long as there is room, so that
+    all are of about one length; a single exchange may be longer"""
     shares: SharesConfig = SharesConfig()
     assessor: str | None = None
     """file of its prompt, with {instruction}, {answer_1} and {answer_2}; null: the laptop competition's"""
@@ -83,12 +83,11 @@ def load_scene_roles(config: SceneRolesConfig | SceneInstructionsConfig, base: P
         case SceneRolesConfig():
             assessor = _prompt(config.assessor, base, "assessor", ("{instruction}", "{answer_1}", "{answer_2}"))
             augmentor = _prompt(config.augmentor, base, "augmentor", ("{instruction}",))
-            make = _Practice(scenes, config.per_scene, config.shares, assessor, augmentor)
+            make, total = _Practice(scenes, config, assessor, augmentor), len(scenes)
         case SceneInstructionsConfig():
-            make = _Instructions(scenes, config.per_scene)
+            make, total = _Instructions(scenes, config.per_scene), len(scenes) * config.per_scene
     return ConversationSource(
-        name=f"{config.source} of builtin:scenes/{config.of.split}",
-        conversations=Conversations(len(scenes) * config.per_scene, make),
+        name=f"{config.source} of builtin:scenes/{config.of.split}", conversations=Conversations(total, make)
     )
 
 
@@ -113,66 +112,71 @@ class _Instructions:
         row, number = divmod(index, self.per_scene)
         example = self.scenes[row]
         rng = random.Random(f"instructions {example.id}")
-        known = facts(self.scenes.scene(row), self.scenes.config.vocabulary)
-        fact, phrasing = next(islice(_different(rng, known), number, None))
-        turns = (Turn("user", fact.asked(phrasing)), Turn("assistant", fact.answer))
-        return Conversation(id=f"{example.id}#{number}-{_slug(fact.kind)}", image=example.image, turns=turns)
+        questions = all_questions(self.scenes.scene(row), self.scenes.config.vocabulary)
+        asked = next(islice(_different(rng, questions), number, None))
+        turns = (Turn("user", asked.text), Turn("assistant", asked.answer))
+        return Conversation(id=f"{example.id}#{number}-{_slug(asked.kind)}", image=example.image, turns=turns)
 
 
 @dataclass(frozen=True)
 class _Practice:
     scenes: Scenes
-    per_scene: int
-    shares: SharesConfig
+    config: SceneRolesConfig
     assessor: str
     augmentor: str
 
     def __call__(self, index: int) -> Conversation:
-        row, number = divmod(index, self.per_scene)
-        example = self.scenes[row]
-        known = facts(self.scenes.scene(row), self.scenes.config.vocabulary)
-        fact, phrasing = next(islice(_different(random.Random(f"roles {example.id}"), known), number, None))
-        said, reply = self._exchange(random.Random(f"role {number} of {example.id}"), fact, phrasing, known)
-        turns = (Turn("user", said), Turn("assistant", reply))
-        return Conversation(id=f"{example.id}#{number}", image=example.image, turns=turns)
+        example = self.scenes[index]
+        rng = random.Random(f"roles {example.id}")
+        questions = all_questions(self.scenes.scene(index), self.scenes.config.vocabulary)
+        turns: list[Turn] = []
+        room = self.config.words
+        for asked in _different(rng, questions):
+            said, reply = self._exchange(rng, asked, questions)
+            room -= len(said.split()) + len(reply.split())
+            if turns and room < 0:
+                break
+            turns += (Turn("user", said), Turn("assistant", reply))
+        return Conversation(id=f"{example.id}#roles", image=example.image, turns=tuple(turns))
 
-    def _exchange(self, rng: random.Random, fact: Fact, phrasing: int, known: Sequence[Fact]) -> tuple[str, str]:
-        shares, question = self.shares, fact.asked(phrasing)
+    def _exchange(self, rng: random.Random, asked: Asked, questions: Sequence[Asked]) -> tuple[str, str]:
+        shares, vocabulary = self.config.shares, self.scenes.config.vocabulary
         chance = rng.random() * (shares.answer + shares.assess + shares.ask)
         if chance < shares.answer:
-            return question, fact.answer
+            return asked.text, asked.answer
         if chance < shares.answer + shares.assess:
-            first, second = (draw_answer(rng, fact, known, self.scenes.config.vocabulary) for _ in range(2))
-            said = _filled(self.assessor, {"instruction": question, "answer_1": first, "answer_2": second})
-            return said, scored(fact.answer, grade(fact, first), grade(fact, second))
-        return _filled(self.augmentor, {"instruction": question}), _another(rng, fact, phrasing, known)
+            first, second = (draw_answer(rng, asked, questions, vocabulary) for _ in range(2))
+            said = _filled(self.assessor, {"instruction": asked.text, "answer_1": first, "answer_2": second})
+            return said, scored(asked.answer, grade(asked, first), grade(asked, second))
+        return _filled(self.augmentor, {"instruction": asked.text}), _another(rng, asked, questions).text
 
 
-def _different(rng: random.Random, known: Sequence[Fact]) -> Iterator[tuple[Fact, int]]:
-    """Facts, each in one phrasing, of one kind after the other in an order of chance."""
-    left = list(known)
+def _different(rng: random.Random, questions: Sequence[Asked]) -> Iterator[Asked]:
+    """Questions, no two about the same, of one kind after the other in an order of chance."""
+    known: set[tuple[str, ...]] = set()
     kinds: list[str] = []
-    while left:
-        kinds = kinds or sorted({fact.kind for fact in left})
+    while len(known) < len({each.about for each in questions}):
+        kinds = kinds or sorted({each.kind for each in questions})
         kind = kinds.pop(int(rng.random() * len(kinds)))
-        if same := [fact for fact in left if fact.kind == kind]:
-            fact = _balanced(rng, same)
-            left.remove(fact)
-            yield fact, int(rng.random() * len(PHRASINGS[fact.sort]))
+        fresh = [each for each in questions if each.kind == kind and each.about not in known]
+        if fresh:
+            asked = _balanced(rng, fresh)
+            known.add(asked.about)
+            yield asked
 
 
-def _another(rng: random.Random, fact: Fact, phrasing: int, known: Sequence[Fact]) -> str:
-    """A question of the same sort in another phrasing, about something else where there is something else."""
-    others = [other for other in known if other.sort == fact.sort and other != fact]
-    number = pick(rng, [number for number in range(len(PHRASINGS[fact.sort])) if number != phrasing])
-    return (_balanced(rng, others) if others else fact).asked(number)
+def _another(rng: random.Random, asked: Asked, questions: Sequence[Asked]) -> Asked:
+    """A question of the same kind in another phrasing, about something else where there is something else."""
+    same = [each for each in questions if each.about[0] == asked.about[0] and each.phrasing != asked.phrasing]
+    return _balanced(rng, [each for each in same if each.about != asked.about] or same)
 
 
-def _balanced(rng: random.Random, known: Sequence[Fact]) -> Fact:
-    """One of them, of all sorts and answers as evenly as can be: "no" fits far more claims than "yes"."""
-    sort = pick(rng, sorted({fact.sort for fact in known}))
-    answer = pick(rng, sorted({fact.answer for fact in known if fact.sort == sort}))
-    return pick(rng, [fact for fact in known if (fact.sort, fact.answer) == (sort, answer)])
+def _balanced(rng: random.Random, questions: Sequence[Asked]) -> Asked:
+    """One of them, what is claimed and what the answer is as evenly as can be: "no" fits far more claims than "yes"."""
+    for key in (lambda each: each.about[0], lambda each: each.answer):
+        chosen = pick(rng, sorted({key(each) for each in questions}))
+        questions = [each for each in questions if key(each) == chosen]
+    return pick(rng, questions)
 
 
 def _prompt(name: str | None, base: Path, role: str, fields: tuple[str, ...]) -> str:
