@@ -1,6 +1,6 @@
 """The recipes that ship: all can be read and say what they are; DLIP's tiny twins run the same code from end to end.
 
-CTVLM's have a file of their own, test_shipped_ctvlm.py.
+CTVLM's and CoMD's have files of their own, test_shipped_ctvlm.py and test_shipped_comd.py.
 """
 
 import json
@@ -17,7 +17,9 @@ from limbeck.recipe import SHIPPED, DLIPRecipe, RecipeError, load_recipe, shippe
 from limbeck.run import run_recipe
 
 ALL = shipped_recipes()
-FULL_SCALE = [name for name in ALL if not name.endswith(("-debug", "laptop")) and "quickstart" not in name]
+FULL_SCALE = [
+    name for name in ALL if not name.endswith(("-debug", "laptop", "laptop_teacher")) and "quickstart" not in name
+]
 TWINS = [name for name in ALL if name.startswith("dlip/") and name.endswith("-debug")]
 FULL = [name for name in FULL_SCALE if name.startswith("dlip/")]
 PRETRAINING = [name for name in FULL if "finetune" not in name]

@@ -123,8 +123,8 @@ class StageTrainer(Trainer):
     def _attention(self) -> AbstractContextManager:
         """Attention by plain products where bfloat16 is trained on a CPU.
 
-        There the backward pass of torch's flash attention takes 7 to 50 times as long at up to 50 tokens, and still
-        1.5 times at 200 (benchmarks/bf16_attention.py); forward it is as fast.
+        There torch's flash attention takes about four times as long at up to 50 tokens, its backward pass above all;
+        at 200 it is a little faster (benchmarks/bf16_attention.py).
         """
         plain = self.args.device.type == "cpu" and self.args.bf16
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()

@@ -1,0 +1,52 @@
+"""Attention trained in bfloat16 on the CPU: torch's flash attention beside plain products, forward and backward.
+
+    python benchmarks/bf16_attention.py [--smoke] [--json FILE] [--write-docs] [--rounds N]
+
+It is why limbeck trains attention by plain products where a CPU trains in bfloat16 (`StageTrainer`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from harness import Claim, at_least, milliseconds, parse, publish
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+SHAPES = {
+    "tower, 17 tokens": (64, 6, 17, 32),
+    "caption, 45 tokens": (64, 4, 45, 24),
+    "dialogue, 200 tokens": (16, 8, 200, 32),
+}
+"""rows, heads, tokens, width of a head"""
+WAYS = {"flash": SDPBackend.FLASH_ATTENTION, "plain products": SDPBackend.MATH}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def main() -> None:
+    args = parse(__doc__)
+    shapes = dict(list(SHAPES.items())[:1]) if args.smoke else SHAPES
+    rows: list[dict[str, str | float]] = []
+    claims: list[Claim] = []
+    for name, shape in shapes.items():
+        variants = {
+            f"{way}, {dtype}": partial(work, shape, DTYPES[dtype], WAYS[way]) for dtype in DTYPES for way in WAYS
+        }
+        found = milliseconds(variants, args.rounds, args.device)
+        rows += [{"shape": name, "way": way, "ms": value} for way, value in found.items()]
+        times = found["flash, bfloat16"] / found["plain products, bfloat16"]
+        claims.append(at_least(f"{name}: flash takes so many times as long in bfloat16", 1.3, times))
+    publish("bf16_attention", rows, claims, args)
+
+
+def work(shape: tuple[int, int, int, int], dtype: torch.dtype, way: SDPBackend) -> None:
+    """One layer's attention over causal sequences and its gradients."""
+    query, key, value = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = torch.ones(shape[2], shape[2], dtype=torch.bool).tril()
+    with sdpa_kernel(way):
+        scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What a competition gains: CoMD's Figure 4 and Tables 4 and 5 at laptop scale, over several seeds.
+
+    python benchmarks/quality_comd.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--scale S] [--out FOLDER]
+
+Every row is recipes/comd/laptop.yaml with one thing changed: no competition is as many steps on the first pool alone.
+All are tried by exact truth on scenes whose combinations of things were held out of training; the loop never sees it.
+The same command goes on after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from harness import Claim, parser, publish
+from training_runs import Scores, gain, line, numbers, scores, spread
+
+from limbeck.recipe import load_recipe
+from limbeck.recipe.comd import CoMDRecipe
+from limbeck.run import run_recipe
+
+RECIPE = "comd/laptop"
+METRICS = ("VQA",)
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "competition (ours)": (),
+    "no competition": ("competition.tunings=1",),
+    "tau 0": ("competition.tau=0.0",),
+    "tau 1": ("competition.tau=1.0",),
+    "without pre-training": ("stages=[]",),
+}
+"""What each changes; without a competition the one tuning has the steps of all"""
+FIGURE_4 = "Figure 4: after each tuning"
+TABLES = "Tables 4 and 5, and no competition"
+
+
+def main() -> None:
+    options = parser(__doc__, timed=False)
+    options.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    options.add_argument("--scale", type=float, default=1.0, help="of the recipe's steps and scenes (default 1)")
+    options.add_argument("--out", type=Path, default=Path("runs/quality_comd"), help="where the runs go")
+    args = options.parse_args()
+    out: Path = args.out
+    names = tuple(VARIANTS)
+    if args.smoke:
+        args.seeds, args.scale, out, names = 2, 0.02, out / "smoke", names[:2]
+    found: dict[str, list[Scores]] = {}
+    for seed in range(args.seeds):
+        for name in names:
+            print(f"seed {seed}, {name}", flush=True)
+            folder = run(out / f"seed{seed}", name, seed, args.scale, args.smoke)
+            if name == names[0]:
+                for place in sorted((folder / "rounds").iterdir(), key=lambda path: int(path.name)):
+                    found.setdefault(f"tuning {place.name}", []).append(scores(place))
+                found.setdefault("teacher", []).append(scores(folder / "teacher"))
+            found.setdefault(name, []).append(scores(folder))
+    rows, table = [], []
+    for name, seeds in found.items():
+        title = TABLES if name in VARIANTS else FIGURE_4
+        rows.append({"table": title, **numbers(name, seeds, METRICS)})
+        table.append({"table": title, **line(name, seeds, METRICS)})
+    note = f"Mean ± standard error; steps and scenes: {args.scale:g} times those of {RECIPE}.yaml."
+    publish("quality_comd", rows, judge(found), args, table=table, note=note)
+
+
+def run(out: Path, name: str, seed: int, scale: float, smoke: bool) -> Path:
+    """Hold one competition, or go on with it."""
+    recipe = load_recipe(RECIPE, VARIANTS[name])
+    assert isinstance(recipe, CoMDRecipe)
+    competition = recipe.competition
+    assert competition is not None
+    rounds = load_recipe(RECIPE)
+    assert isinstance(rounds, CoMDRecipe)
+    steps = competition.tuning.training["max_steps"] * (rounds.tunings if competition.tunings == 1 else 1)
+    scenes = json.loads(competition.model_dump_json())["data"][0]["of"]["count"]
+    folder = out / name.replace(" ", "_").strip("()")
+    changes = [*VARIANTS[name], f"seed={seed}", f"output={folder}"]
+    changes += [
+        f"competition.tuning.training.max_steps={max(1, round(scale * steps))}",
+        f"competition.data.0.of.count={max(8, round(scale * scenes))}",
+    ]
+    for index, stage in enumerate(recipe.stages):
+        changes.append(f"stages.{index}.training.max_steps={max(1, round(scale * stage.training['max_steps']))}")
+    if smoke:
+        changes += ["competition.tau=0.0", "evaluation.benchmarks.0.data.count=8", "stages.0.data.0.of.count=64"]
+    run_recipe(load_recipe(RECIPE, changes))
+    return folder
+
+
+def judge(found: Mapping[str, Sequence[Scores]]) -> list[Claim]:
+    """What is wanted, from the seeds' paired differences."""
+    tunings = [name for name in found if name.startswith("tuning ")]
+    claims = [
+        gain(f"{later} above {earlier}", found[later], found[earlier], "VQA") for earlier, later in pairwise(tunings)
+    ]
+    ours = found["competition (ours)"]
+    claims.append(surely(ours, found["no competition"]))
+    others = [name for name in VARIANTS if name in found and name not in ("competition (ours)", "no competition")]
+    return claims + [gain(f"competition above {name}", ours, found[name], "VQA") for name in others]
+
+
+def surely(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Claim:
+    """The claim that a competition is worth more than its error."""
+    difference = spread([own["VQA"] - other["VQA"] for own, other in zip(ours, theirs, strict=True)])
+    sure = difference.error is not None and difference.mean > 2 * difference.error
+    return Claim("competition above no competition: VQA", "> 2 standard errors", str(difference), sure)
+
+
+if __name__ == "__main__":
+    main()
