@@ -123,7 +123,7 @@ class StageTrainer(Trainer):
     def _attention(self) -> AbstractContextManager:
         """Attention by plain products where bfloat16 is trained on a CPU.
 
-        There torch's flash attention takes about four times as long at up to 50 tokens, its backward pass above all;
+        There torch's flash attention takes about three times as long at up to 50 tokens, its backward pass above all;
         at 200 it is a little faster (benchmarks/bf16_attention.py).
         """
         plain = self.args.device.type == "cpu" and self.args.bf16
