@@ -59,8 +59,8 @@ def extract_on_ray(
     Inputs and `folder` must be at the same paths on every machine. Raises DataError.
     """
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DataError(f"--ray needs Ray Data: pip install 'limbeck[ray]' ({error})") from error
     context = ray.init(address=address, num_cpus=processes if address == "local" else None, log_to_driver=False)
