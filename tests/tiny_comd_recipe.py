@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from tiny_ctvlm_recipe import SCENES
 
-ROLES: dict[str, Any] = {"source": "scene_roles", "of": SCENES, "words": 60}
+SHARES: dict[str, Any] = {"answer": 0.1, "assess": 0.7, "ask": 0.2}
+ROLES: dict[str, Any] = {"source": "scene_roles", "of": {**SCENES, "count": 32}, "words": 1, "shares": SHARES}
 INSTRUCTIONS: dict[str, Any] = {"source": "scene_instructions", "of": SCENES, "per_scene": 2}
 CHAT: dict[str, Any] = {"template": "vicuna_v1", "system": ""}
 TRAINING: dict[str, Any] = {
@@ -29,7 +30,7 @@ def language(width: int) -> dict[str, Any]:
     return {"kind": "llama", "width": width, "layers": 2, "heads": 2, "max_positions": 256}
 
 
-def teacher_recipe(folder: Path, eye: Path, *, steps: int = 120) -> Path:
+def teacher_recipe(folder: Path, eye: Path, *, steps: int = 400) -> Path:
     """A recipe of stages alone, whose student knows the roles well enough to write scores and questions."""
     stage = {"name": "roles", "kind": "tune", "data": [ROLES], "chat": CHAT, "training": {"max_steps": steps}}
     return _write(
@@ -51,9 +52,10 @@ def competition_recipe(folder: Path, eye: Path, teacher: Path, /, **changes: Any
             "data": [INSTRUCTIONS],
             "tunings": 2,
             "tau": 0.0,
+            "attempts": 5,
             "prompts": PROMPTS,
             "answer": {"max_new_tokens": 12},
-            "assess": {"max_new_tokens": 40},
+            "assess": {"max_new_tokens": 48},
             "tuning": {"chat": CHAT, "training": {"max_steps": 4}},
         },
     }
