@@ -11,7 +11,8 @@ from chat_tokenizers import bpe, llama
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from limbeck.data.chat import TEMPLATES, Chat, ChatConfig, Encoded, Unfit, encode_conversation
+from limbeck.data.answer_spans import Encoded, Unfit
+from limbeck.data.chat import TEMPLATES, Chat, ChatConfig, encode_conversation
 from limbeck.data.conversations import Conversation, Turn
 from limbeck.data.decoder_tokenizer import DecoderFolder, conversation_texts, load_decoder_tokenizer
 from limbeck.data.examples import DataError, FileImage

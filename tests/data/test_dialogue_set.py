@@ -16,7 +16,8 @@ from limbeck.data.conversation_sources import ConversationSourceConfig, load_con
 from limbeck.data.conversations import Conversation, ConversationSource, Turn, join
 from limbeck.data.dataset import EpochSampler
 from limbeck.data.decoder_tokenizer import conversation_texts
-from limbeck.data.dialogue_set import Dialogue, DialogueCollator, Dialogues, DialoguesConfig, padded_to_square
+from limbeck.data.dialogue_set import Dialogue, DialogueCollator, Dialogues, padded_to_square
+from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.data.examples import DataError, FileImage, MadeImage, Skipped
 from limbeck.data.transform import MEAN, STD, TransformConfig, transform
 from limbeck.types import IGNORE

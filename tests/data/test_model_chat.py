@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbeck.data.chat import Chat, ChatConfig, Encoded, Unfit
+from limbeck.data.answer_spans import Encoded, Unfit
+from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversations import Conversation, Turn
 from limbeck.data.examples import DataError, MadeImage
 from limbeck.data.model_chat import ModelChat

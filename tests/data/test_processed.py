@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversations import Conversation, ConversationSource, Turn
 from limbeck.data.dataset import EpochSampler
-from limbeck.data.dialogue_set import Dialogues, DialoguesConfig
+from limbeck.data.dialogue_set import Dialogues
+from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.data.examples import DataError, FileImage, MadeImage, Skipped
 from limbeck.data.model_chat import ModelChat
 from limbeck.data.processed import ProcessedDialogue, ProcessedDialogues, expanded

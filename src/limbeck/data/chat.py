@@ -23,11 +23,20 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.config import Section
-from limbeck.data.conversations import IMAGE, Conversation, Turn, check_turns
+from limbeck.data.answer_spans import (
+    BEGINNINGS,
+    Encoded,
+    Span,
+    Unfit,
+    any_of,
+    mark_answers,
+    special_tokens,
+    unwritable,
+    widened,
+)
+from limbeck.data.conversations import IMAGE, Conversation, Turn
 from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.examples import DataError, FileImage
-from limbeck.data.records import BrokenRecord
-from limbeck.types import IGNORE
 
 TemplateName = Literal["vicuna_v1", "llama", "qwen", "plain"]
 
@@ -94,9 +103,6 @@ TEMPLATES: dict[TemplateName, Template] = {
 """LLaVA-1.5's template; Llama 2's, each turn with its own `<s>`; ChatML, as Qwen and SmolLM2 speak it; LLaVA's picture
 and caption for pre-training, with a stop token at its end."""
 
-_BEGINNINGS = ("Yes", "yes", "2", "(a", '"A', "-1", "\u00e9t\u00e9", "\u732b")
-"""Answers that begin differently."""
-
 
 class ChatConfig(Section):
     """How conversations are written down."""
@@ -104,22 +110,6 @@ class ChatConfig(Section):
     template: TemplateName = "vicuna_v1"
     system: str | None = None
     """the system prompt of conversations that have none; null: the template's own; "": none"""
-
-
-class Unfit(Exception):
-    """A conversation that cannot be written in this template; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation as tokens, `<image>` not yet widened to the picture's tokens."""
-
-    ids: np.ndarray
-    """int32 [T]"""
-    supervised: np.ndarray
-    """boolean [T], the tokens that the model has to say: answers with their stop tokens"""
-    ends: np.ndarray
-    """tokens up to the end of each exchange, the stop token included"""
 
 
 class Chat:
@@ -131,8 +121,8 @@ class Chat:
         self.ids = DecoderIds.of(tokenizer)
         self.template = _filled(TEMPLATES[self.config.template], tokenizer)
         self.system = self.template.system if self.config.system is None else self.config.system.strip()
-        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))))
+        self._special = special_tokens(tokenizer)
+        self._control = any_of(self._special)
         self._check_control_tokens()
         self.stop_id = int(tokenizer.get_vocab()[self.template.stop])
         self._check_borders()
@@ -146,7 +136,8 @@ class Chat:
         for each in written:
             if not isinstance(each, Unfit):
                 encoding = next(encodings)
-                each = self._marked(*each, np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64))
+                ids, offsets = np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64)
+                each = mark_answers(*each, ids, offsets, self.stop_id)
             result.append(each)
         return result
 
@@ -200,17 +191,12 @@ class Chat:
             ]
         )
 
-    def _write(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]] | Unfit:
+    def _write(self, conversation: Conversation) -> tuple[str, list[Span]] | Unfit:
         """The whole text, and where in it each answer begins and its stop token ends."""
         table = self.template
-        try:
-            check_turns(conversation.turns)
-        except BrokenRecord as error:
-            return Unfit(str(error))
-        for turn in conversation.turns:
-            found = self._control.search(turn.text)
-            if found:
-                return Unfit(f"its text contains the special token {found.group()}")
+        unfit = unwritable(conversation, self._control)
+        if unfit is not None:
+            return unfit
         exchanges = conversation.exchanges
         if table.caption_only and (conversation.image is None or len(exchanges) > 1):
             return Unfit("template plain takes a picture and one caption")
@@ -229,19 +215,6 @@ class Chat:
             text += table.turn_close
         return text, spans
 
-    def _marked(self, text: str, spans: list[tuple[int, int]], ids: np.ndarray, offsets: np.ndarray) -> Encoded | Unfit:
-        """The tokens that lie in the spans; offsets are [T, 2], the characters that each token stands for."""
-        starts, stops = offsets[:, 0], offsets[:, 1]
-        firsts = np.searchsorted(starts, [begin for begin, _ in spans])
-        ends = np.searchsorted(starts, [end for _, end in spans])
-        supervised = np.zeros(len(ids), bool)
-        for first, end, (begin, last) in zip(firsts, ends, spans, strict=True):
-            if (first and stops[first - 1] > begin) or stops[end - 1] != last or ids[end - 1] != self.stop_id:
-                around = text[max(0, begin - 12) : begin + 12]
-                return Unfit(f"one token joins the prompt and the answer in {around!r}")
-            supervised[first:end] = True
-        return Encoded(ids=ids, supervised=supervised, ends=ends)
-
     def _check_control_tokens(self) -> None:
         """Everything in the template that looks like a control token must be one."""
         missing = [
@@ -258,7 +231,7 @@ class Chat:
     def _check_borders(self) -> None:
         """Every prompt must be cut into the same tokens whatever answer follows."""
         image = FileImage("a trial") if self.template.caption_only else None
-        for beginning in _BEGINNINGS:
+        for beginning in BEGINNINGS:
             turns = (Turn("user", "Is it?"), Turn("assistant", beginning))
             written = self._write(Conversation(id="a trial", image=image, turns=turns))
             assert not isinstance(written, Unfit)
@@ -281,15 +254,6 @@ def encode_conversation(conversation: Conversation, chat: Chat, image_tokens: in
     if isinstance(encoded, Unfit):
         raise encoded
     return widened(encoded.ids, encoded.supervised, chat.ids.image, image_tokens)
-
-
-def widened(ids: np.ndarray, supervised: np.ndarray, image: int, image_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [T] with `<image>` repeated for each of the picture's tokens, and shifted labels: both int64 [T + N - 1]."""
-    times = np.where(ids == image, image_tokens, 1)
-    ids, supervised = np.repeat(ids, times).astype(np.int64), np.repeat(supervised, times)
-    labels = np.full(len(ids), IGNORE, np.int64)
-    labels[:-1] = np.where(supervised[1:], ids[1:], IGNORE)
-    return ids, labels
 
 
 def _filled(template: Template, tokenizer: PreTrainedTokenizerFast) -> Template:

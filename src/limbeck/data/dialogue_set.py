@@ -6,51 +6,30 @@ Every conversation is encoded once, at the start, so that what does not fit is k
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Literal, NotRequired
+from typing import NotRequired
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from limbeck.config import Section
-from limbeck.data.chat import Chat, Encoded, Unfit, widened
-from limbeck.data.conversations import Conversation, ConversationSource, group_starts
+from limbeck.data.answer_spans import widened
+from limbeck.data.chat import Chat
+from limbeck.data.conversations import ConversationSource
 from limbeck.data.dataset import normalize
-from limbeck.data.encoding import Ragged
-from limbeck.data.examples import BrokenImage, DataError, Skipped, check_skipped, number_of
+from limbeck.data.encoded_conversations import DialoguesConfig, EncodedConversations, kept_length
+from limbeck.data.examples import BrokenImage, DataError, Skipped
 from limbeck.data.transform import MEAN, TransformConfig, transform
 from limbeck.types import IGNORE, ConversationBatch
 
-CHUNK = 1024
-"""Conversations that are encoded at once."""
 BORDER = tuple(int(255 * mean) for mean in MEAN)
 """Fills the sides of a picture that is padded to a square."""
-
-
-class DialoguesConfig(Section):
-    """What a dataset makes of each conversation."""
-
-    max_length: int = Field(default=2048, ge=8)
-    """tokens of a conversation, the picture's included"""
-    too_long: Literal["skip", "cut"] = "skip"
-    """a longer conversation is left out, or loses its last exchanges"""
-    needs_image: bool = False
-    """leave out what has no picture"""
-    max_left_out: float = Field(default=0.1, ge=0, le=1)
-    """share of conversations left out for these reasons past which loading stops"""
-    pad_to_square: bool = False
-    """widen a picture to a square with CLIP's mean colour, as LLaVA-1.5 does, instead of squeezing it"""
-    cache: bool = False
-    """keep every picture in memory, size x size x 3 bytes each; only where the transform leaves nothing to chance"""
 
 
 class LoadedConversations(ConversationBatch):
@@ -93,14 +72,10 @@ class Dialogues(Dataset[Dialogue | Skipped]):
         self.transform = transform
         self.image_tokens = image_tokens
         self.config = config or DialoguesConfig()
-        self.seed = seed
         if self.config.cache and not transform.is_deterministic:
             raise DataError("cache: true keeps finished pictures, so crop, flip and randaugment must be off")
-        self.left_out = self._encode()
-        total = len(source.conversations)
-        check_skipped(self.left_out, total, self.config.max_left_out, f"{source.name}, max_left_out")
-        if not len(self._kept):
-            raise DataError(f"{source.name}: not one of {total} conversations can be used:\n  {self.left_out[0]}")
+        self.rows = EncodedConversations(source, chat, image_tokens, self.config, seed)
+        self.left_out = self.rows.left_out
         self.collate = DialogueCollator(pad=chat.ids.pad, size=transform.size)
         self._images: np.ndarray | None = None
         self._broken: dict[int, Skipped] = {}
@@ -108,77 +83,27 @@ class Dialogues(Dataset[Dialogue | Skipped]):
             self._fill_cache()
 
     def __len__(self) -> int:
-        return len(self._groups) - 1
+        return len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Dialogue | Skipped:
         index, epoch = (key, 0) if isinstance(key, int) else key
-        if not 0 <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        first, end = self._groups[index : index + 2]
-        row = int(first) + int(rng.random() * int(end - first))
+        row, rng = self.rows.draw(index, epoch)
+        encoded = self.rows.encoded(row)
         image = self._image(row, rng)
         if isinstance(image, Skipped):
             return image
-        stored = self._stored[row]
-        supervised = stored < 0
-        ids, labels = widened(np.where(supervised, ~stored, stored), supervised, self.chat.ids.image, self.image_tokens)
-        return Dialogue(image=image, image_id=int(self._image_ids[row]), ids=ids, labels=labels)
+        length = kept_length(encoded, 0 if image is None else self.image_tokens - 1, self.config)
+        kept, supervised = encoded.ids[:length], encoded.supervised[:length]
+        ids, labels = widened(kept, supervised, self.chat.ids.image, self.image_tokens)
+        return Dialogue(image=image, image_id=self.rows.image_id(row), ids=ids, labels=labels)
 
     def fingerprint(self) -> str:
         """A hash of every picture's name, token and label and of the settings: equal for equal data, on any machine."""
-        settings = f"{self.config.model_dump_json()}{self.transform.model_dump_json()}{self.seed}{self.image_tokens}"
-        return hashlib.sha256(f"{self._hash}{settings}".encode()).hexdigest()[:16]
-
-    def _encode(self) -> list[Skipped]:
-        """Encode every conversation and keep what fits. Returns what does not.
-
-        Supervised tokens are stored as ~id, which is negative.
-        """
-        conversations = self.source.conversations
-        left_out, kept, rows, image_ids, digest = [], [], [], [], hashlib.sha256()
-        starts = range(0, len(conversations), CHUNK)
-        for start in tqdm(starts, desc=f"reading {self.source.name}", disable=len(starts) < 5):
-            chunk = conversations[start : start + CHUNK]
-            for number, (conversation, encoded) in enumerate(zip(chunk, self.chat.encode(chunk), strict=True), start):
-                fitted = self._fitted(conversation, encoded)
-                if isinstance(fitted, Unfit):
-                    left_out.append(Skipped(conversation.id, str(fitted)))
-                    continue
-                image = conversation.image
-                kept.append(number)
-                rows.append(np.where(fitted.supervised, ~fitted.ids, fitted.ids))
-                image_ids.append(number_of(image.key if image else f"no picture, {conversation.id}"))
-                digest.update(repr((conversation.id, image and image.key)).encode() + rows[-1].tobytes())
-        self._kept = np.asarray(kept, np.int64)
-        flat = np.concatenate(rows) if rows else np.zeros(0, np.int32)
-        self._stored = Ragged(flat, np.cumsum([0, *map(len, rows)]))
-        self._image_ids = np.asarray(image_ids, np.int64)
-        groups = np.searchsorted(self._kept, group_starts(self.source))
-        self._groups = np.unique(groups)
-        digest.update(self._groups.tobytes())
-        self._hash = digest.hexdigest()
-        return left_out
-
-    def _fitted(self, conversation: Conversation, encoded: Encoded | Unfit) -> Encoded | Unfit:
-        """The conversation within the settings' bounds, or why it cannot be."""
-        if isinstance(encoded, Unfit):
-            return encoded
-        if self.config.needs_image and conversation.image is None:
-            return Unfit("no picture")
-        room = self.config.max_length - (self.image_tokens - 1 if conversation.image else 0)
-        if len(encoded.ids) <= room:
-            return encoded
-        fitting = encoded.ends[encoded.ends <= room]
-        if self.config.too_long == "cut" and len(fitting):
-            end = int(fitting[-1])
-            return Encoded(ids=encoded.ids[:end], supervised=encoded.supervised[:end], ends=fitting)
-        length = len(encoded.ids) + self.config.max_length - room
-        return Unfit(f"{length} tokens, more than max_length {self.config.max_length}")
+        return self.rows.fingerprint(f"{self.transform.model_dump_json()}{self.image_tokens}")
 
     def _fill_cache(self) -> None:
         """Decode each picture once."""
-        first_rows = {int(number): row for row, number in reversed(list(enumerate(self._image_ids)))}
+        first_rows = {int(number): row for row, number in reversed(list(enumerate(self.rows.image_ids)))}
         slots = {number: slot for slot, number in enumerate(first_rows)}
         images = np.zeros((len(slots), 3, self.transform.size, self.transform.size), np.uint8)
         for number, row in tqdm(first_rows.items(), desc=f"decoding {self.source.name}", unit="picture"):
@@ -187,17 +112,17 @@ class Dialogues(Dataset[Dialogue | Skipped]):
                 self._broken[slots[number]] = image
             elif image is not None:
                 images[slots[number]] = image
-        self._slots = np.asarray([slots[int(number)] for number in self._image_ids])
+        self._slots = np.asarray([slots[int(number)] for number in self.rows.image_ids])
         self._images = images
 
     def _image(self, row: int, rng: random.Random) -> np.ndarray | Skipped | None:
         """The finished picture of a kept conversation, None where it has none."""
-        if self.chat.ids.image not in self._stored[row]:
+        if self.chat.ids.image not in self.rows.encoded(row).ids:
             return None
         if self._images is not None:
             slot = int(self._slots[row])
             return self._broken[slot] if slot in self._broken else self._images[slot]
-        conversation = self.source.conversations[int(self._kept[row])]
+        conversation = self.rows.conversation(row)
         assert conversation.image is not None
         try:
             image = conversation.image.open()

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
-from limbeck.data.chat import Encoded, Unfit
+from limbeck.config import Section
+from limbeck.data.answer_spans import Encoded, Unfit
 from limbeck.data.conversations import Conversation, ConversationSource, group_starts
 from limbeck.data.decoder_tokenizer import DecoderIds
-from limbeck.data.dialogue_set import CHUNK, DialoguesConfig
 from limbeck.data.encoding import Ragged
 from limbeck.data.examples import DataError, Skipped, check_skipped, number_of
+
+CHUNK = 1024
+"""Conversations that are encoded at once."""
+
+
+class DialoguesConfig(Section):
+    """What a dataset makes of each conversation."""
+
+    max_length: int = Field(default=2048, ge=8)
+    """tokens of a conversation, the picture's included"""
+    too_long: Literal["skip", "cut"] = "skip"
+    """a longer conversation is left out, or loses its last exchanges"""
+    needs_image: bool = False
+    """leave out what has no picture"""
+    max_left_out: float = Field(default=0.1, ge=0, le=1)
+    """share of conversations left out for these reasons past which loading stops"""
+    pad_to_square: bool = False
+    """widen a picture to a square with CLIP's mean colour, as LLaVA-1.5 does, instead of squeezing it"""
+    cache: bool = False
+    """keep every picture in memory, size x size x 3 bytes each; only where the transform leaves nothing to chance"""
 
 
 class Writer(Protocol):
@@ -53,12 +74,13 @@ class EncodedConversations:
         """Conversations that fit."""
         return len(self._kept)
 
-    def draw(self, index: int, epoch: int) -> int:
-        """The row that item `index` is in an epoch."""
+    def draw(self, index: int, epoch: int) -> tuple[int, random.Random]:
+        """The row that item `index` is in an epoch, and the chance from which the rest of that item is drawn."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")
         first, end = self._groups[index : index + 2]
-        return int(first) + int(random.Random(f"{self.seed}/{epoch}/{index}").random() * int(end - first))
+        return int(first) + int(rng.random() * int(end - first)), rng
 
     def conversation(self, row: int) -> Conversation:
         """What a row encodes."""
@@ -69,6 +91,11 @@ class EncodedConversations:
         stored = self._stored[row]
         supervised = stored < 0
         return Encoded(ids=np.where(supervised, ~stored, stored), supervised=supervised, ends=self._ends[row])
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """int64 [rows], equal for two rows exactly where they show the same picture"""
+        return self._image_ids
 
     def image_id(self, row: int) -> int:
         """Equal for two rows exactly where they show the same picture."""

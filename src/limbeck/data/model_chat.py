@@ -8,7 +8,6 @@ refused. As in `Chat`, the whole text is tokenised once and the tokenizer's offs
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +15,10 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
-from limbeck.data.chat import Encoded, Unfit
-from limbeck.data.conversations import Conversation, Turn, check_turns
+from limbeck.data.answer_spans import BEGINNINGS, Encoded, Span, Unfit, any_of, mark_answers, special_tokens, unwritable
+from limbeck.data.conversations import Conversation, Turn
 from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.examples import DataError, FileImage
-from limbeck.data.records import BrokenRecord
-
-_BEGINNINGS = ("Yes", "yes", "2", "(a", '"A', "-1", "\u00e9t\u00e9", "\u732b")
-"""Answers that begin differently."""
-
-Span = tuple[int, int]
-"""Where an answer begins in a text, and where its stop token ends."""
 
 
 class ModelChat:
@@ -38,8 +30,7 @@ class ModelChat:
     def __init__(self, processor: ProcessorMixin) -> None:
         self.processor = processor
         self.tokenizer = _fast(processor)
-        self._special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))))
+        self._control = any_of(special_tokens(self.tokenizer))
         self.ids = _ids(processor, self.tokenizer)
         self.stop = ""
         """the special token behind every answer"""
@@ -54,7 +45,7 @@ class ModelChat:
         result: list[Encoded | Unfit] = []
         for each, conversation in zip(written, conversations, strict=True):
             if not isinstance(each, Unfit):
-                each = self._marked(*each, *next(encodings))
+                each = mark_answers(*each, *next(encodings), int(self.tokenizer.get_vocab()[self.stop]))
             if isinstance(each, Encoded):
                 pictures, expected = int((each.ids == self.ids.image).sum()), int(conversation.image is not None)
                 if pictures != expected:
@@ -71,14 +62,9 @@ class ModelChat:
 
     def _write(self, conversation: Conversation) -> tuple[str, list[Span]] | Unfit:
         """The whole text, and where in it each answer stands with its stop token."""
-        try:
-            check_turns(conversation.turns)
-        except BrokenRecord as error:
-            return Unfit(str(error))
-        for turn in conversation.turns:
-            found = self._control.search(turn.text)
-            if found:
-                return Unfit(f"its text contains the special token {found.group()}")
+        unfit = unwritable(conversation, self._control)
+        if unfit is not None:
+            return unfit
         messages = _messages(conversation)
         try:
             text = self._render(messages, ask=False)
@@ -133,23 +119,9 @@ class ModelChat:
             for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
-    def _marked(self, text: str, spans: Sequence[Span], ids: np.ndarray, offsets: np.ndarray) -> Encoded | Unfit:
-        """The tokens that lie in the spans; offsets are [T, 2], the characters that each token stands for."""
-        starts, stops = offsets[:, 0], offsets[:, 1]
-        stop = int(self.tokenizer.get_vocab()[self.stop])
-        firsts = np.searchsorted(starts, [begin for begin, _ in spans])
-        ends = np.searchsorted(starts, [end for _, end in spans])
-        supervised = np.zeros(len(ids), bool)
-        for first, end, (begin, last) in zip(firsts, ends, spans, strict=True):
-            if (first and stops[first - 1] > begin) or stops[end - 1] != last or ids[end - 1] != stop:
-                around = text[max(0, begin - 12) : begin + 12]
-                return Unfit(f"one token joins the prompt and the answer in {around!r}")
-            supervised[first:end] = True
-        return Encoded(ids=ids, supervised=supervised, ends=ends)
-
     def _try_out(self) -> None:
         """Write a few conversations, and cut their prompts with and without what follows. Raises DataError."""
-        for beginning in _BEGINNINGS:
+        for beginning in BEGINNINGS:
             turns = [Turn("user", "Is it?"), Turn("assistant", beginning)] * 2
             trial = Conversation(id="a trial", image=FileImage("a trial"), turns=tuple(turns))
             [encoded] = self.encode([trial])

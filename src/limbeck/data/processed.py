@@ -22,10 +22,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import ProcessorMixin
 
-from limbeck.data.chat import Encoded
+from limbeck.data.answer_spans import Encoded
 from limbeck.data.conversations import ConversationSource
-from limbeck.data.dialogue_set import DialoguesConfig
-from limbeck.data.encoded_conversations import EncodedConversations, Writer, kept_length, too_long
+from limbeck.data.encoded_conversations import DialoguesConfig, EncodedConversations, Writer, kept_length, too_long
 from limbeck.data.examples import BrokenImage, DataError, Skipped
 from limbeck.data.model_chat import adds_special_tokens, image_token_id
 from limbeck.types import IGNORE
@@ -110,7 +109,7 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> ProcessedDialogue | Skipped:
         index, epoch = (key, 0) if isinstance(key, int) else key
-        row = self.rows.draw(index, epoch)
+        row, _ = self.rows.draw(index, epoch)
         encoded = self.rows.encoded(row)
         picture = self._cache[self.rows.image_id(row)] if self.config.cache else self._picture(row, encoded)
         if isinstance(picture, Skipped):

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.assemble.writers import compare_tokenizer
-from limbeck.data.chat import Chat, ChatConfig, Encoded, Unfit, widened
+from limbeck.data.answer_spans import Encoded, Unfit, widened
+from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversations import Conversation, ConversationSource
 from limbeck.data.dataset import normalize
 from limbeck.data.decoder_tokenizer import DecoderIds

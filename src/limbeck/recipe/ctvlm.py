@@ -10,7 +10,7 @@ from limbeck.config import Section
 from limbeck.data.chat import ChatConfig
 from limbeck.data.conversation_sources import ConversationSourceConfig
 from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
-from limbeck.data.dialogue_set import DialoguesConfig
+from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
 from limbeck.evaluation.generative.model import AnsweringConfig
 from limbeck.recipe.shared import RunSettings, StageSettings, check_stages

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from limbeck.config import Section
-from limbeck.data.dialogue_set import DialoguesConfig
+from limbeck.data.encoded_conversations import DialoguesConfig
 
 
 class LanguageModelChoice(Section):
