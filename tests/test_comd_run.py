@@ -1,18 +1,24 @@
 """`limbeck compete` from a recipe to a folder that plain transformers loads, and what it tells beforehand."""
 
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+import yaml
 from tiny_comd_recipe import CHAT, INSTRUCTIONS, ROLES, competition_recipe, teacher_recipe
 from tiny_ctvlm_recipe import SCENES, write_eye
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
+from limbeck.assemble.comd import build_student
 from limbeck.cli import app
+from limbeck.competition.asking import EndpointGone
 from limbeck.competition.pool import Pool
-from limbeck.recipe import RecipeError, load_recipe
+from limbeck.recipe import CoMDRecipe, RecipeError, load_recipe
 from limbeck.run import run_recipe
 
 HELD = {"benchmark": "scenes_vqa", "name": "vqa", "data": {**SCENES, "split": "test", "count": 2}, "max_new_tokens": 3}
@@ -79,8 +85,10 @@ def test_the_page_tells_of_the_competition(run):
     done = CliRunner().invoke(app, ["report", str(run)])
     assert done.exit_code == 0, done.exception
     page = (run / "report.html").read_text()
-    assert "teacher" in page
-    assert "pool" in page
+    with Pool.open(run / "pool.sqlite", readonly=True) as pool:
+        first, new = (len(pool.instructions(round=number)) for number in (0, 1))
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)]
+    assert any(row[:1] == [str(first)] and row[6:8] == [str(new), str(first + new)] for row in rows)
 
 
 def test_the_pool_tells_what_it_holds(run):
@@ -113,11 +121,11 @@ def test_the_doctor_tells_what_it_will_take(eye, teacher, tmp_path):
 
 def test_the_paper_s_run_is_planned_from_its_numbers():
     """Three rounds from 220K instructions come to the paper's 504K."""
-    from limbeck.doctor.competition import _sizes
+    from limbeck.doctor.competition import sizes_of
 
     recipe = load_recipe("comd/vicuna-7b")
     assert recipe.competition is not None
-    assert [round(size, -3) for size in _sizes(220_000, 4, recipe.competition)] == [220_000, 84_000, 90_000, 110_000]
+    assert [round(size, -3) for size in sizes_of(220_000, 4, recipe.competition)] == [220_000, 84_000, 90_000, 110_000]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +143,40 @@ def test_the_paper_s_run_is_planned_from_its_numbers():
 def test_a_wrong_recipe_is_refused_by_name(eye, teacher, tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(str(competition_recipe(tmp_path, eye, teacher, **changes)))
+
+
+def test_a_server_that_does_not_answer_is_told_before_anything_trains(eye, teacher, tmp_path):
+    gone = {"endpoint": "http://127.0.0.1:9/v1", "model": "judge"}
+    stage = {"name": "pretrain", "kind": "connect", "data": [{"source": "captions", "of": SCENES}], "chat": CHAT}
+    recipe = competition_recipe(tmp_path, eye, teacher, assessor=gone, stages=[stage])
+    with pytest.raises(EndpointGone, match="judge: no server answers"):
+        run_recipe(load_recipe(str(recipe)))
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_finished_student_is_asked_with_the_template_it_is_tuned_with(run, teacher, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(run / "student", folder)
+    (folder / "chat_template.jinja").write_text("{{ 'another template' }}")
+    student = {"folder": str(folder), "eye": None, "language": None}
+    recipe = competition_recipe(tmp_path, Path("none"), teacher, student=student, tokenizer=None)
+    built = build_student(cast(CoMDRecipe, load_recipe(str(recipe))), {})
+    question = [{"role": "user", "content": [{"type": "text", "text": "what is it?"}]}]
+    assert "USER: what is it?" in str(built.processor.apply_chat_template(question))
+
+
+def test_dialogues_that_are_too_long_are_split(eye, teacher, tmp_path):
+    """Scenes with two questions each: with room for one exchange no answer is lost."""
+    changes = {"stages": [], "data": {"dialogues": {"max_length": 60}}}
+    folder = run_recipe(load_recipe(str(competition_recipe(tmp_path, eye, teacher, **changes))))
+    assert (folder / "left_out.jsonl").read_text() == ""
+
+
+def test_a_tokenizer_needs_something_to_be_trained_on(eye, teacher, tmp_path):
+    path = competition_recipe(tmp_path, eye, teacher)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"tokenizer": {"tokenizer": "bpe"}}))
+    with pytest.raises(RecipeError, match="tokenizer: bpe is trained on what the stages say"):
+        load_recipe(str(path))
 
 
 def test_a_recipe_of_stages_alone_has_no_competition(eye, tmp_path):

@@ -90,17 +90,18 @@ def doctor(
 @app.command()
 def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Option(help="where the rows go")]) -> None:
     """Evaluate a model on the held-out data that a recipe names; every prediction stays as a row."""
+    from limbeck.assemble.comd import RoleModels
     from limbeck.assemble.dlip import open_data
     from limbeck.recipe import CoMDRecipe, CTVLMRecipe, load_recipe
-    from limbeck.runs.comd import examine_folder
-    from limbeck.runs.ctvlm import examine as examine_generative
     from limbeck.runs.dlip import examine, open_student
+    from limbeck.runs.writers import examine as examine_writer
+    from limbeck.runs.writers import open_saved
 
     settings = load_recipe(recipe)
-    if isinstance(settings, CTVLMRecipe):
-        examine_generative(folder, out, settings)
-    elif isinstance(settings, CoMDRecipe):
-        examine_folder(folder, out, settings)
+    if isinstance(settings, CTVLMRecipe | CoMDRecipe):
+        judge = settings.judge if isinstance(settings, CoMDRecipe) else None
+        asker = RoleModels().asker(judge) if judge is not None else None
+        examine_writer(out, lambda: open_saved(folder), settings, asker)
     else:
         model, tokenizer = open_student(folder)
         examine(out, model, tokenizer, settings, open_data(settings).examples)

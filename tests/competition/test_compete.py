@@ -6,7 +6,8 @@ import pytest
 
 from limbeck.competition.account import account
 from limbeck.competition.asking import Refusal, Reply, Request
-from limbeck.competition.compete import Competition, CompetitionError, Roles
+from limbeck.competition.compete import Competition, Roles
+from limbeck.competition.keeping import CompetitionError
 from limbeck.competition.pool import Pool
 from limbeck.competition.pool_records import Picture, Seed
 from limbeck.competition.prompts import PromptsConfig, load_prompts

@@ -19,7 +19,7 @@ from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.data.examples import DataError, FileImage, MadeImage, Skipped
 from limbeck.data.model_chat import ModelChat
-from limbeck.data.processed import ProcessedDialogue, ProcessedDialogues, expanded
+from limbeck.data.processed import ProcessedDialogue, ProcessedDialogues, expanded, picture_tokens
 from limbeck.data.transform import TransformConfig
 from limbeck.models.llava import make_llava_processor
 from limbeck.types import IGNORE
@@ -116,7 +116,7 @@ def test_limbecks_processor_makes_of_llava_what_dialogues_make():
     chat, fields, tokens = Chat(processor.tokenizer, ChatConfig()), {"pad_to_square": True}, 16
     ours = Dialogues(talks(), chat, TransformConfig(size=16), tokens, DialoguesConfig(**fields))
     theirs = ProcessedDialogues(talks(), chat, processor, DialoguesConfig(**fields))
-    assert theirs.picture_tokens == tokens
+    assert picture_tokens(processor, chat.ids.image) == (tokens, tokens)
     one, other = (data.collate([data[index] for index in range(4)]) for data in (ours, theirs))
     for name in ("input_ids", "labels", "image_id"):
         assert torch.equal(one[name], other[name]), name
@@ -158,8 +158,10 @@ def test_what_is_too_long_is_left_out_or_loses_its_last_exchanges():
 
 def test_pictures_of_any_size_are_measured_when_they_are_opened():
     data = dialogues("qwen2_vl")
-    assert data.picture_tokens is None
-    assert dialogues("llava").picture_tokens == 4
+    fewest, most = picture_tokens(data.processor, data.chat.ids.image)
+    assert fewest < most
+    llava_data = dialogues("llava")
+    assert picture_tokens(llava_data.processor, llava_data.chat.ids.image) == (4, 4)
     lengths = [length_of(data, index) for index in range(4)]
     long = max(lengths[0], lengths[3])
     skipping = dialogues("qwen2_vl", max_length=long - 1)

@@ -31,7 +31,7 @@ from limbeck.competition.pool_records import (
 from limbeck.quickstart import report_runs
 from limbeck.recipe.comd import CoMDRecipe, tuning_name
 from limbeck.report import ReportError, ReportPaths
-from limbeck.report.competition import read_competition
+from limbeck.report.read_competition import read_competition
 from limbeck.report.round_charts import Bin, histogram_panels, round_panel
 from limbeck.report.stages import read_story
 
@@ -374,7 +374,7 @@ def test_competitions_stand_side_by_side(run, tmp_path):
 
 
 def test_pictures_past_the_budget_are_left_out(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.report.competition.BUDGET", 0)
+    monkeypatch.setattr("limbeck.report.read_competition.BUDGET", 0)
     shown = part(report(tmp_path / "out", run)[1], "What was difficult")
     assert "Pictures left out to keep this page light: 1." in shown
     assert "Instruction 1," in shown

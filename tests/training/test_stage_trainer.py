@@ -15,9 +15,9 @@ from limbeck.data.examples import DataError
 from limbeck.models.load import load_model
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
+from limbeck.training.meter import Meter
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
-from limbeck.training.trainer import Meter
 
 
 class Gradients(TrainerCallback):

@@ -11,17 +11,17 @@ import torch
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from limbeck.assemble.shared import shipped
-from limbeck.assemble.writers import compare_tokenizer, eye, language_model, open_tokenizer
+from limbeck.assemble.writers import compare_tokenizer, eye, language_model, open_conversations, open_tokenizer
 from limbeck.competition.asking import Asker
 from limbeck.competition.compete import Roles
 from limbeck.competition.endpoints import Endpoints
+from limbeck.competition.pool_conversations import Fits
+from limbeck.data.answer_spans import Unfit
 from limbeck.data.chat import Chat, ChatConfig
-from limbeck.data.conversation_sources import load_conversations
-from limbeck.data.conversations import ConversationSource
+from limbeck.data.conversations import Conversation, ConversationSource
 from limbeck.data.decoder_tokenizer import DecoderIds
-from limbeck.data.examples import check_skipped
 from limbeck.data.model_chat import ModelChat
-from limbeck.data.processed import ProcessedDialogues
+from limbeck.data.processed import ProcessedDialogues, picture_tokens
 from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.methods.comd import CoMD, StudentStage
@@ -54,28 +54,43 @@ class Student:
 
 def open_stage_sources(recipe: CoMDRecipe) -> dict[str, ConversationSource]:
     """The conversations of the stages before the competition, by stage. Raises DataError."""
-    return {stage.name: _opened(recipe, stage.data) for stage in recipe.stages}
+    return {stage.name: open_conversations(stage.data, recipe.data) for stage in recipe.stages}
 
 
 def open_instructions(recipe: CoMDRecipe) -> ConversationSource:
     """The pictures and instructions that the competition starts from. Raises DataError."""
     assert recipe.competition is not None
-    return _opened(recipe, recipe.competition.data)
+    return open_conversations(recipe.competition.data, recipe.data)
 
 
 def build_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource]) -> Student:
-    """The student with its first weights; a `bpe` tokenizer is trained on what is said in `sources`.
+    """The student with its first weights, asked with the last stage's template.
+
+    A `bpe` tokenizer is trained on what is said in `sources`.
 
     Raises RecipeError where parts do not fit each other or the tokenizer, or a folder has no such model.
     """
-    choice = recipe.student
     torch.manual_seed(recipe.seed)
-    if choice.folder is not None:
-        folder = local_model(shipped(choice.folder))
-        try:
-            return Student(load_vlm(folder), AutoProcessor.from_pretrained(folder), is_new=False)
-        except (ValueError, OSError) as error:
-            raise RecipeError(f"student.folder: {error}") from None
+    folder, config = recipe.student.folder, last_chat(recipe)
+    student = _new_student(recipe, sources) if folder is None else _student_of(local_model(shipped(folder)))
+    if student.is_new or config is not None:
+        chat = cast(Chat, student.chat(config))
+        student.processor.chat_template = chat.jinja
+        settings = student.model.generation_config
+        assert settings is not None
+        settings.eos_token_id = chat.stop_id
+    return student
+
+
+def _student_of(folder: Path) -> Student:
+    try:
+        return Student(load_vlm(folder), AutoProcessor.from_pretrained(folder), is_new=False)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"student.folder: {error}") from None
+
+
+def _new_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource]) -> Student:
+    choice = recipe.student
     assert choice.eye is not None
     assert choice.language is not None
     assert recipe.tokenizer is not None
@@ -97,8 +112,7 @@ def build_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource])
         )
     except ValueError as error:
         raise RecipeError(f"student: {error}") from None
-    template = Chat(tokenizer, last_chat(recipe)).jinja
-    processor = make_llava_processor(model, tokenizer, template, pad_to_square=recipe.data.dialogues.pad_to_square)
+    processor = make_llava_processor(model, tokenizer, pad_to_square=recipe.data.dialogues.pad_to_square)
     return Student(model, processor, is_new=True)
 
 
@@ -150,43 +164,55 @@ def build_method(recipe: CoMDRecipe, student: Student) -> CoMD:
     return method
 
 
-def open_roles(recipe: CoMDRecipe) -> Roles:
-    """Who teaches, assesses and augments; roles that are filled alike share one model."""
-    assert recipe.teacher is not None
-    opened: dict[str, Asker] = {}
+def fits(recipe: CoMDRecipe, student: Student) -> Fits:
+    """Whether a conversation as tunings write it has at most `max_length` tokens, its picture as large as may be."""
+    assert recipe.competition is not None
+    chat = student.chat(recipe.competition.tuning.chat)
+    _, most = picture_tokens(student.processor, chat.ids.image)
 
-    def fill(role: RoleConfig) -> Asker:
+    def fit(conversation: Conversation) -> bool:
+        [encoded] = chat.encode([conversation])
+        if isinstance(encoded, Unfit):
+            return True  # it is left out for that reason
+        extra = most - 1 if conversation.image is not None else 0
+        return len(encoded.ids) + extra <= recipe.data.dialogues.max_length
+
+    return fit
+
+
+class RoleModels:
+    """The models that fill roles, each opened once however many roles it fills."""
+
+    def __init__(self) -> None:
+        self._writers: dict[tuple[str, str], GenerativeModel] = {}
+        self._servers: dict[str, Endpoints] = {}
+
+    def roles(self, recipe: CoMDRecipe) -> Roles:
+        """Who teaches, assesses and augments. Raises RecipeError, AskingError."""
+        assert recipe.teacher is not None
+        return Roles(
+            teacher=self.asker(recipe.teacher),
+            assessor=self.asker(recipe.assessor or recipe.teacher),
+            augmentor=self.asker(recipe.augmentor or recipe.teacher),
+        )
+
+    def asker(self, role: RoleConfig) -> Asker:
+        """A model of this process, or a server. Raises RecipeError, AskingError."""
+        if isinstance(role, LocalRole):
+            return LocalAsker(self.writer(role), role.folder, role.batch_size)
         key = repr(role)
-        if key not in opened:
-            opened[key] = open_role(role)
-        return opened[key]
+        if key not in self._servers:
+            self._servers[key] = Endpoints(role)
+        return self._servers[key]
 
-    return Roles(
-        teacher=fill(recipe.teacher),
-        assessor=fill(recipe.assessor or recipe.teacher),
-        augmentor=fill(recipe.augmentor or recipe.teacher),
-    )
-
-
-def open_role(role: RoleConfig) -> Asker:
-    """A model of this process, or a server."""
-    if not isinstance(role, LocalRole):
-        return Endpoints(role)
-    return LocalAsker(open_writer(role), role.folder, role.batch_size)
-
-
-def open_writer(role: LocalRole) -> GenerativeModel:
-    """The model of a role of this process. Raises RecipeError."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = role.dtype if role.dtype == "auto" else getattr(torch, role.dtype)
-    try:
-        return GenerativeModel.from_folder(shipped(role.folder), device=device, dtype=dtype)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{role.folder}: {error}") from None
-
-
-def _opened(recipe: CoMDRecipe, data: Any) -> ConversationSource:
-    source = load_conversations(data, Path(recipe.data.root))
-    total = len(source.conversations) + len(source.skipped)
-    check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
-    return source
+    def writer(self, role: LocalRole) -> GenerativeModel:
+        """The model of a role of this process. Raises RecipeError."""
+        key = role.folder, role.dtype
+        if key not in self._writers:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            dtype = role.dtype if role.dtype == "auto" else getattr(torch, role.dtype)
+            try:
+                self._writers[key] = GenerativeModel.from_folder(shipped(role.folder), device=device, dtype=dtype)
+            except (ValueError, OSError) as error:
+                raise RecipeError(f"{role.folder}: {error}") from None
+        return self._writers[key]

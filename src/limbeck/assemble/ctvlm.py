@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.assemble.writers import compare_tokenizer, eye, language_model
+from limbeck.assemble.writers import compare_tokenizer, eye, language_model, open_conversations
 from limbeck.data.chat import Chat, ChatConfig
-from limbeck.data.conversation_sources import load_conversations
 from limbeck.data.conversations import ConversationSource
 from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.dialogue_set import Dialogues
-from limbeck.data.examples import check_skipped
 from limbeck.data.transform import TransformConfig
 from limbeck.methods.ctvlm import CTVLM, DuetStage
 from limbeck.models.duet import Duet
@@ -25,13 +21,11 @@ from limbeck.training.freeze import freeze
 
 def open_sources(recipe: CTVLMRecipe) -> dict[str, ConversationSource]:
     """Every stage's conversations by its name; stages on the same sources share them. Raises DataError."""
-    root, opened, sources = Path(recipe.data.root), {}, {}
+    opened, sources = {}, {}
     for stage in recipe.stages:
         key = repr(stage.data)
         if key not in opened:
-            source = opened[key] = load_conversations(stage.data, root)
-            total = len(source.conversations) + len(source.skipped)
-            check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
+            opened[key] = open_conversations(stage.data, recipe.data)
         sources[stage.name] = opened[key]
     return sources
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from limbeck.assemble.shared import shipped
+from limbeck.data.conversation_sources import ConversationSourceConfig, load_conversations
 from limbeck.data.conversations import IMAGE, ConversationSource
 from limbeck.data.decoder_tokenizer import (
     DecoderFolder,
@@ -18,12 +19,21 @@ from limbeck.data.decoder_tokenizer import (
     conversation_texts,
     load_decoder_tokenizer,
 )
+from limbeck.data.examples import check_skipped
 from limbeck.models.duet_build import check_same_tokenizer
 from limbeck.models.eyes import eye_of
 from limbeck.models.files import CONFIG, read_model_type
 from limbeck.models.hub import local_model
 from limbeck.recipe.shared import RecipeError
-from limbeck.recipe.writers import LanguageModelChoice
+from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
+
+
+def open_conversations(data: Sequence[ConversationSourceConfig], config: ConversationsConfig) -> ConversationSource:
+    """The conversations of a recipe's sources. Raises DataError, also where too many records are broken."""
+    source = load_conversations(data, Path(config.root))
+    total = len(source.conversations) + len(source.skipped)
+    check_skipped(source.skipped, total, config.max_skipped, source.name)
+    return source
 
 
 def open_tokenizer(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from limbeck.recipe import CoMDRecipe
 
 console = Console()
 
@@ -40,7 +43,7 @@ def compete(
     console.print(f"done: [bold]{folder}[/bold]; its page: limbeck report {folder}")
 
 
-def _tell(recipe, as_json: bool) -> None:
+def _tell(recipe: CoMDRecipe, as_json: bool) -> None:
     from limbeck.doctor.competition import plan_of
     from limbeck.doctor.plan_screen import print_plan
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
-from tqdm import tqdm
-
-from limbeck.competition.asking import Asker, AskingError, Refusal, Reply, Request
+from limbeck.competition.asking import Asker, Reply, Request
+from limbeck.competition.keeping import Call, CompetitionError, ask, counted
 from limbeck.competition.novelty import Novelty
 from limbeck.competition.pool import Pool
 from limbeck.competition.pool_records import (
@@ -35,7 +34,6 @@ from limbeck.competition.pool_records import (
     Order,
     Pair,
     Refused,
-    Result,
     Round,
     Written,
 )
@@ -43,17 +41,10 @@ from limbeck.competition.pool_tasks import pairs, unanswered, unassessed, unwrit
 from limbeck.competition.pool_tasks import scores as mean_scores
 from limbeck.competition.prompts import Prompt, Prompts
 from limbeck.competition.replies import Rejected, instruction, instruction_budget, scores
-from limbeck.competition.rules import AskingConfig, Rules, decide
+from limbeck.competition.rules import Rules, decide
 from limbeck.data.examples import ImageSource
 
 log = logging.getLogger(__name__)
-
-MOST_REFUSED = 0.1
-"""Share of one step's calls past which so many refusals stop the run: something is wrong with more than a picture."""
-
-
-class CompetitionError(AskingError):
-    """A competition that cannot go on; the message says why, and the pool has all that was said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +54,6 @@ class Roles:
     teacher: Asker
     assessor: Asker
     augmentor: Asker
-
-
-Key = TypeVar("Key")
-Call = tuple[Request, Callable[[Reply], Result], Callable[[str], Refused]]
-"""What is asked, and what the pool keeps of a reply or of a refusal's reason."""
 
 
 class Competition:
@@ -84,16 +70,18 @@ class Competition:
         seed: int,
         progress: bool = True,
     ) -> None:
-        """`images` by their ids in the pool."""
+        """`images` by their ids in the pool. Raises AskingError where a role's server does not answer."""
         self.pool = pool
         self.roles = roles
         self.prompts = prompts
         self.rules = rules
         self.seed = seed
         self._images = images
-        self._progress = progress
+        self._ask = partial(ask, pool, progress=progress)
         for prompt in (prompts.answer, prompts.assessor, prompts.augmentor):
             pool.add_prompt(prompt.id, prompt.role, prompt.text)
+        for asker in (roles.teacher, roles.assessor, roles.augmentor):
+            pool.add_model(asker.fingerprint, asker.name)
 
     def answer(self, number: int) -> list[tuple[Instruction, str]]:
         """The data of tuning `number`: what round `number - 1` has written, and the teacher's answers to it (D_T, A_T).
@@ -133,7 +121,7 @@ class Competition:
         if not accepted:
             reasons = Counter(each.verdict for each in self.pool.augmentations(number, augmentor) if each.verdict)
             reasons += Counter(rejected.values())
-            raise CompetitionError(f"round {number}: no new instruction is left; {_counted(reasons)}")
+            raise CompetitionError(f"round {number}: no new instruction is left; {counted(reasons)}")
         settings = {
             "difficulty": self.rules.difficulty,
             "tau": self.rules.tau,
@@ -277,33 +265,6 @@ class Competition:
             seed=int.from_bytes(hashlib.blake2b(f"{self.seed}/{what}/{each.id}".encode(), digest_size=7).digest()),
         )
 
-    def _ask(
-        self, asker: Asker, writing: AskingConfig, calls: Mapping[Key, Call], missing: Collection[Key], name: str
-    ) -> None:
-        """Ask for what is missing of `calls` and keep every outcome as it comes.
-
-        Calls that are done are named too: how a model of this process batches them decides what it samples.
-        """
-        outcomes = {request.id: (reply, refuse) for request, reply, refuse in calls.values()}
-        done = {request.id for key, (request, _, _) in calls.items() if key not in missing}
-        requests = [request for request, _, _ in calls.values()]
-        requests.sort(key=lambda request: request.image.key if request.image else "")  # servers keep a picture's prefix
-        refused: list[str] = []
-        with tqdm(total=len(calls), initial=len(done), desc=name, unit="call", disable=not self._progress) as bar:
-            for request, outcome in asker.ask(requests, temperature=writing.temperature, done=done):
-                keep, refuse = outcomes[request.id]
-                if isinstance(outcome, Refusal):
-                    refused.append(outcome.reason)
-                    self.pool.add(refuse(outcome.reason))
-                else:
-                    self.pool.add(keep(outcome))
-                bar.update()
-        if len(refused) > max(1, MOST_REFUSED * len(calls)):
-            raise CompetitionError(
-                f"{name}: {asker.name} refused {len(refused)} of {len(calls)} calls; {_counted(Counter(refused))}. "
-                "They are kept in the pool; `limbeck pool forget` lets them be asked again"
-            )
-
     def _author(self, asker: Asker, prompt: Prompt) -> Author:
         """Who says it, made known to the pool."""
         self.pool.add_model(asker.fingerprint, asker.name)
@@ -312,8 +273,3 @@ class Competition:
 
 def _cost(reply: Reply) -> Cost:
     return Cost(prompt_tokens=reply.prompt_tokens, new_tokens=reply.new_tokens, seconds=reply.seconds)
-
-
-def _counted(reasons: Mapping[str, int]) -> str:
-    """The commonest reasons, for a message."""
-    return "; ".join(f"{count} times: {reason}" for reason, count in Counter(reasons).most_common(3))

@@ -92,9 +92,9 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
                 f"{type(processor).__name__} puts pictures in the place of token {image}, the chat "
                 f"template writes token {chat.ids.image}; use the model's own template (chat: null)"
             )
-        self.picture_tokens = self._probe()
-        """of every picture; None where they differ"""
-        self.rows = EncodedConversations(source, chat, self.picture_tokens or 1, self.config, seed)
+        fewest, most = picture_tokens(processor, image)
+        least = fewest if fewest == most else 1  # some picture may become fewer than those that were tried
+        self.rows = EncodedConversations(source, chat, least, self.config, seed)
         self.source, self.left_out = source, self.rows.left_out
         self.collate = ProcessedCollator(pad=chat.ids.pad)
         self._cache: dict[int, Picture | Skipped] = {}
@@ -126,23 +126,6 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
         kept = {name: value for name, value in self._settings.items() if name not in _INCIDENTAL}
         return self.rows.fingerprint(json.dumps(kept, sort_keys=True, default=str))
 
-    def _probe(self) -> int | None:
-        """How many tokens a picture becomes; None where that depends on its size."""
-        token = self.processor.tokenizer.convert_ids_to_tokens(self.chat.ids.image)
-        made = [self._process(token, Image.new("RGB", size))["input_ids"][0] for size in _PROBES]
-        found = {len(ids) - len(self.processor.tokenizer(token).input_ids) + 1 for ids in made}
-        return found.pop() if len(found) == 1 else None
-
-    def _process(self, text: str, image: Image.Image) -> dict[str, Any]:
-        """What the processor makes of a text and its picture."""
-        given = cast(Any, self.processor)(
-            text=[text],
-            images=[[image]],
-            add_special_tokens=adds_special_tokens(self.processor.tokenizer, text),
-            return_tensors="pt",
-        )
-        return dict(given)
-
     def _picture(self, row: int, encoded: Encoded) -> Picture | Skipped | None:
         """The picture of a row by the processor, None where it has none. Raises DataError where their tokens differ."""
         conversation = self.rows.conversation(row)
@@ -152,7 +135,7 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
             image = conversation.image.open()
         except BrokenImage as error:
             return Skipped(id=conversation.id, reason=str(error))
-        made = self._process(self.chat.text(conversation), image)
+        made = _process(self.processor, self.chat.text(conversation), image)
         texts = {name: made[name][0].numpy() for name in TEXT_KEYS if name in made}
         start, end = expanded(encoded.ids, texts["input_ids"], self.chat.ids.image, type(self.processor).__name__)
         outside = {name: np.delete(x, slice(start, end)) for name, x in texts.items() if name not in _PLAIN}
@@ -201,6 +184,15 @@ class ProcessedCollator:
         return batch
 
 
+def picture_tokens(processor: ProcessorMixin, image: int) -> tuple[int, int]:
+    """The fewest and the most tokens that stand for the token `image` when pictures of different sizes replace it."""
+    tokenizer = processor.tokenizer
+    token = tokenizer.convert_ids_to_tokens(image)
+    made = [_process(processor, token, Image.new("RGB", size))["input_ids"][0] for size in _PROBES]
+    found = {len(ids) - len(tokenizer(token).input_ids) + 1 for ids in made}
+    return min(found), max(found)
+
+
 def expanded(plain: np.ndarray, processed: np.ndarray, image: int, processor: str) -> tuple[int, int]:
     """Where in the processor's ids [S] stands what it has widened the picture's token of the text's ids [T] to.
 
@@ -216,6 +208,17 @@ def expanded(plain: np.ndarray, processed: np.ndarray, image: int, processor: st
             f"{len(plain)} in more than the picture's place, {int(place)}; its answers cannot be found in them"
         )
     return int(place), end
+
+
+def _process(processor: ProcessorMixin, text: str, image: Image.Image) -> dict[str, Any]:
+    """What the processor makes of a text and its picture."""
+    given = cast(Any, processor)(
+        text=[text],
+        images=[[image]],
+        add_special_tokens=adds_special_tokens(processor.tokenizer, text),
+        return_tensors="pt",
+    )
+    return dict(given)
 
 
 def _widened(

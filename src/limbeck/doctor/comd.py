@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from limbeck.assemble.comd import build_dialogues, build_method, build_student, open_role, open_stage_sources
+from limbeck.assemble.comd import build_dialogues, build_method, build_student, open_stage_sources
 from limbeck.competition.asking import AskingError
 from limbeck.competition.endpoint_config import EndpointsConfig
+from limbeck.competition.endpoints import Endpoints
 from limbeck.doctor.competition import Plan, plan_of
 from limbeck.doctor.finding import REST, Finding, count_of, failed
 from limbeck.models.hub import local_model
@@ -55,7 +56,7 @@ def _servers(recipe: CoMDRecipe) -> list[Finding]:
         )
         if isinstance(config, EndpointsConfig):
             try:
-                findings.append(Finding(role, "ok", f"{config.model} answers: {open_role(config).fingerprint}"))
+                findings.append(Finding(role, "ok", f"{config.model} answers: {Endpoints(config).fingerprint}"))
             except AskingError as error:
                 findings.append(Finding(role, "failed", str(error)))
     return findings

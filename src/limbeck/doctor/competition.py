@@ -99,7 +99,7 @@ def plan_of(recipe: CoMDRecipe) -> Plan:
             pictures.add(conversation.image.key)
     prompts = load_prompts(config.prompts, Path(recipe.data.root))
     lengths = _Lengths.of(prompts, config, asked / single, answered / single)
-    sizes = _sizes(single, recipe.tunings, config)
+    sizes = sizes_of(single, recipe.tunings, config)
     calls = [each for number in range(1, recipe.tunings + 1) for each in _calls(number, sizes, recipe.tunings, lengths)]
     per_picture = max(1.0, single / max(1, len(pictures)))
     tunings = [_tuning(number, size, per_picture, recipe, lengths) for number, size in enumerate(sizes, start=1)]
@@ -139,8 +139,8 @@ class _Lengths:
         )
 
 
-def _sizes(first: int, tunings: int, config: CompetitionConfig) -> list[int]:
-    """Instructions of each tuning's pool (D_T)."""
+def sizes_of(first: int, tunings: int, config: CompetitionConfig) -> list[int]:
+    """How many instructions each tuning's pool (D_T) is expected to have, from those of the first."""
     sizes = [first]
     while len(sizes) < tunings:
         share = ADDED[min(len(sizes), len(ADDED)) - 1]

@@ -79,12 +79,12 @@ def build_duet(
     the large model's rows. Rows past the tokenizer, and the image token's, are never generated. Models that are given
     are used themselves and changed. Raises ValueError where parts do not fit or a folder lacks weights.
     """
-    large = _language_model(large, dtype)
-    rows = len(_table(large))
+    large = open_language_model(large, dtype)
+    rows = len(table_of(large))
     _check_rows(rows, tokenizer_length, image_token_id)
-    _check_head(large)
-    seeing = _eye(eye, dtype)
-    body = without_head(_language_model(tiny, dtype))
+    check_head(large)
+    seeing = open_eye(eye, dtype)
+    body = without_head(open_language_model(tiny, dtype))
     text = body.config
     text.vocab_size = rows
     text.pad_token_id, text.bos_token_id, text.eos_token_id = pad_token_id, bos_token_id, eos_token_id
@@ -124,7 +124,7 @@ def build_duet(
 @torch.no_grad()
 def fill_table(duet: Duet) -> None:
     """Give the tiny model its token table: a copy of the large model's, or its principal components."""
-    source = _table(duet.large)
+    source = table_of(duet.large)
     if source.is_meta:
         return
     table = source if duet.tiny.table_is_frozen else principal_table(source, duet.tiny.width)
@@ -164,13 +164,15 @@ def check_same_tokenizer(
             )
 
 
-def _table(model: PreTrainedModel) -> Tensor:
+def table_of(model: PreTrainedModel) -> Tensor:
+    """A language model's embeddings [rows, width]."""
     table = model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     return table.weight
 
 
-def _language_model(part: Part, dtype: torch.dtype) -> PreTrainedModel:
+def open_language_model(part: Part, dtype: torch.dtype) -> PreTrainedModel:
+    """The language model of a part. Raises ValueError where a folder lacks weights."""
     if isinstance(part, PreTrainedModel):
         return _cast(part, dtype)
     if isinstance(part, PreTrainedConfig):
@@ -178,7 +180,8 @@ def _language_model(part: Part, dtype: torch.dtype) -> PreTrainedModel:
     return _loaded(AutoModelForCausalLM, local_model(part), dtype)
 
 
-def _eye(part: Part, dtype: torch.dtype) -> PreTrainedModel:
+def open_eye(part: Part, dtype: torch.dtype) -> PreTrainedModel:
+    """The image tower of a part, without a pooling layer. Raises ValueError where it is none or lacks weights."""
     if isinstance(part, PreTrainedModel):
         return without_pooling(_cast(part, dtype))
     if isinstance(part, PreTrainedConfig):
@@ -218,7 +221,7 @@ def _check_rows(rows: int, tokenizer_length: int, image_token_id: int) -> None:
 
 
 @torch.no_grad()
-def _check_head(large: PreTrainedModel) -> None:
+def check_head(large: PreTrainedModel) -> None:
     """Raise ValueError unless the logits are the hidden states times the head's weight, which losses take them for."""
     head = large.get_output_embeddings()
     assert isinstance(head, nn.Linear)

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from limbeck.models.duet_base import without_head
-from limbeck.models.duet_build import Part, _check_head, _eye, _language_model, _table
+from limbeck.models.duet_build import Part, check_head, open_eye, open_language_model, table_of
 from limbeck.models.duet_config import CLASS_TOKENS, TinyVLMConfig
 from limbeck.models.duet_processor import make_processor
 
@@ -60,7 +60,7 @@ def build_llava(
     (the image token, rows past the tokenizer) are never generated. `drop_class_token` None drops it where the eye has
     one. Raises ValueError where parts do not fit or a folder lacks weights.
     """
-    seeing, speaking = _without_head(_eye(eye, dtype)), _language_model(language_model, dtype)
+    seeing, speaking = _without_head(open_eye(eye, dtype)), open_language_model(language_model, dtype)
     if seeing.config.model_type not in CLASS_TOKENS:
         raise ValueError(f"eye: model_type {seeing.config.model_type!r}; known are {', '.join(CLASS_TOKENS)}")
     layers = seeing.config.num_hidden_layers
@@ -70,7 +70,7 @@ def build_llava(
     if drop_class_token and not has_class_token:
         raise ValueError(f"drop_class_token: an eye of model_type {seeing.config.model_type!r} has no class token")
     drops = has_class_token if drop_class_token is None else drop_class_token
-    _check_head(speaking)
+    check_head(speaking)
     _add_rows(speaking, max(tokenizer_length, image_token_id + 1))
     _untie_where_needed(speaking)
     text = speaking.config
@@ -197,7 +197,7 @@ def _untie_where_needed(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def _add_rows(model: PreTrainedModel, wanted: int) -> None:
     """Rows for tokens past the vocabulary, each the mean of those that are there."""
-    rows = len(_table(model))
+    rows = len(table_of(model))
     if wanted <= rows:
         return
     model.resize_token_embeddings(wanted, mean_resizing=False)

@@ -11,7 +11,7 @@ from limbeck.competition.rules import Rules
 from limbeck.config import Section
 from limbeck.data.chat import ChatConfig
 from limbeck.data.conversation_sources import ConversationSourceConfig
-from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
+from limbeck.data.decoder_tokenizer import BpeTokenizer, DecoderTokenizerConfig
 from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
 from limbeck.evaluation.generative.model import AnsweringConfig
 from limbeck.recipe.shared import RunSettings, StageSettings, check_stages, check_training
@@ -144,6 +144,8 @@ class CoMDRecipe(RunSettings):
             raise ValueError("teacher: missing; the competition needs one that answers")
         if (self.student.folder is None) == (self.tokenizer is None):
             raise ValueError("tokenizer: a new student (student.eye) needs one, and a folder brings its own")
+        if isinstance(self.tokenizer, BpeTokenizer) and not self.stages:
+            raise ValueError("tokenizer: bpe is trained on what the stages say, and there are none; give a folder's")
         clash = {stage.name for stage in self.stages} & {tuning_name(number) for number in range(1, self.tunings + 1)}
         if clash:
             raise ValueError(f"stages: {', '.join(sorted(clash))} is the name of a tuning; choose another")

@@ -23,8 +23,8 @@ class LanguageModelChoice(Section):
     max_positions: int = 2048
     """longest sequence of a new one"""
     initial: float | None = Field(default=None, gt=0)
-    """standard deviation of a new one's first weights; null: 1 / sqrt(width), with which a narrow one looks at pictures
-    far sooner than with transformers' 0.02"""
+    """standard deviation of a new one's first weights; null: 1 / sqrt(width), since transformers' 0.02 is small
+    for a narrow one"""
 
     @model_validator(mode="after")
     def _one_origin(self) -> LanguageModelChoice:

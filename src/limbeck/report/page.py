@@ -16,10 +16,11 @@ from markupsafe import Markup
 
 from limbeck.report import charts
 from limbeck.report.cases import make_cases
-from limbeck.report.competition import Competition, read_competition
+from limbeck.report.competition import Competition
 from limbeck.report.curves import gradient_panels, loss_panels, pace_panels, term_panels, tone_of, trade_offs
 from limbeck.report.details import cost_details, figure_details
 from limbeck.report.headline import Headline, make_headline
+from limbeck.report.read_competition import read_competition
 from limbeck.report.records import ReportError
 from limbeck.report.rounds import competition_json, make_views
 from limbeck.report.runs import Environment as RunEnvironment

@@ -20,22 +20,20 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any, cast
 
-import torch
-
 from limbeck.assemble.comd import (
+    RoleModels,
     Student,
     build_dialogues,
     build_method,
     build_student,
+    fits,
     open_instructions,
-    open_role,
-    open_roles,
     open_stage_sources,
-    open_writer,
 )
 from limbeck.assemble.shared import build_schedule
 from limbeck.competition.account import account
@@ -50,15 +48,15 @@ from limbeck.data.examples import Skipped
 from limbeck.data.processed import ProcessedDialogues
 from limbeck.distributed import rank
 from limbeck.evaluation.generative.asker import LocalAsker
-from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
-from limbeck.evaluation.generative.cost import profile_generative
+from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.method import Stage
 from limbeck.methods.comd import CoMD
 from limbeck.models.vlm import save_vlm
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, tuning_name
 from limbeck.runs.folder import check_training, record, refuse_another_recipe
-from limbeck.runs.gallery import hang, save_picture
+from limbeck.runs.gallery import save_picture
+from limbeck.runs.writers import device, evaluate, examine, open_saved
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
@@ -75,18 +73,21 @@ def run_comd(recipe: CoMDRecipe) -> Path:
     refuse_another_recipe(folder, recipe)
     for benchmark in recipe.evaluation.benchmarks:
         load_benchmark(benchmark, Path(recipe.data.root))
-    judge = open_role(recipe.judge) if recipe.judge is not None else None
+    models = RoleModels()
+    judge = models.asker(recipe.judge) if recipe.judge is not None and rank() == 0 else None
     if not (folder / "student" / "config.json").exists():
-        _train(recipe, folder, judge, started)
+        _train(recipe, folder, models, judge, started)
     if rank() == 0:
-        student = GenerativeModel.from_folder(folder / "student", device=_device())
-        examine(folder, student, recipe, judge)
+        last = folder / "rounds" / str(recipe.tunings) / "evaluation"
+        if last.is_dir() and not (folder / "evaluation").exists():
+            copytree(last, folder / "evaluation")
+        examine(folder, partial(open_saved, folder), recipe, judge)
         if recipe.evaluation.teacher and isinstance(recipe.teacher, LocalRole):
-            examine(folder / "teacher", open_writer(recipe.teacher), recipe, judge)
+            examine(folder / "teacher", partial(models.writer, recipe.teacher), recipe, judge)
     return folder
 
 
-def _train(recipe: CoMDRecipe, folder: Path, judge: Asker | None, started: float) -> None:
+def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | None, started: float) -> None:
     """All stages and tunings, and what lies between them; in the end the student is saved."""
     stage_sources = open_stage_sources(recipe)
     instructions = open_instructions(recipe) if recipe.competition is not None else None
@@ -108,7 +109,9 @@ def _train(recipe: CoMDRecipe, folder: Path, judge: Asker | None, started: float
     _list_left_out(folder, [*left_out, *(entry for dataset in data.values() for entry in dataset.left_out)])
     record(folder, recipe, "-".join(dict.fromkeys(dataset.fingerprint() for dataset in data.values())))
 
-    rounds = _Rounds(recipe, folder, method, student, instructions, judge) if recipe.competition is not None else None
+    rounds = None
+    if instructions is not None:
+        rounds = _Rounds(recipe, folder, method, student, instructions, models, judge)
 
     def training_data(stage: Stage) -> TrainingData:
         if stage.name in data:
@@ -147,11 +150,11 @@ class _Rounds:
         folder: Path,
         method: CoMD,
         student: Student,
-        instructions: ConversationSource | None,
+        instructions: ConversationSource,
+        models: RoleModels,
         judge: Asker | None,
     ) -> None:
         assert recipe.competition is not None
-        assert instructions is not None
         self.recipe, self.folder, self.method, self.student = recipe, folder, method, student
         self.config: CompetitionConfig = recipe.competition
         self.judge = judge
@@ -165,9 +168,8 @@ class _Rounds:
             self.pool = Pool.open(folder / POOL, create=True)
             self.pool.add_seeds(seeds_of(instructions, self.root))
             prompts = load_prompts(self.config.prompts, self.root)
-            self.competition = Competition(
-                self.pool, open_roles(recipe), prompts, self.config, self.images, seed=recipe.seed
-            )
+            roles = models.roles(recipe)
+            self.competition = Competition(self.pool, roles, prompts, self.config, self.images, seed=recipe.seed)
 
     def data(self, stage: Stage) -> ProcessedDialogues:
         """The training set of a tuning: the last round's new instructions with the teacher's answers, regrouped."""
@@ -183,7 +185,7 @@ class _Rounds:
         answered = [
             (Instruction(**{name: line[name] for name in line if name != "answer"}), line["answer"]) for line in lines
         ]
-        source = regroup(answered, self.images, name=stage.name)
+        source = regroup(answered, self.images, name=stage.name, fits=fits(self.recipe, self.student))
         dataset = build_dialogues(self.recipe, source, self.student, self.config.tuning.chat)
         _list_left_out(self.folder, dataset.left_out)
         return dataset
@@ -194,8 +196,8 @@ class _Rounds:
         if number is None or self.competition is None:
             return
         assert self.pool is not None
-        writer = GenerativeModel(cast(Any, self.method.student).to(_device()), self.student.processor)
-        evaluate_round(self.folder / "rounds" / str(number), writer, self.recipe, self.judge)
+        writer = GenerativeModel(cast(Any, self.method.student).to(device()), self.student.processor)
+        evaluate(self.folder / "rounds" / str(number), writer, self.recipe, self.judge)
         if number < self.recipe.tunings:
             self.competition.compete(number, LocalAsker(writer, "student", self.recipe.evaluation.answering.batch_size))
         self._tell()
@@ -216,36 +218,6 @@ class _Rounds:
             self.pool.close()
 
 
-def evaluate_round(folder: Path, student: GenerativeModel, recipe: CoMDRecipe, judge: Asker | None) -> None:
-    """Try a student on the recipe's benchmarks; what is there already stays."""
-    config = recipe.evaluation
-    if config.benchmarks and not _evaluated(folder, recipe):
-        root = Path(recipe.data.root)
-        evaluate_generative(student, config.benchmarks, folder, base=root, answering=config.answering, judge=judge)
-
-
-def examine(out: Path, model: GenerativeModel, recipe: CoMDRecipe, judge: Asker | None) -> None:
-    """Try a model, measure what it costs, and keep pictures for the page; what is there already stays."""
-    last = out / "rounds" / str(recipe.tunings) / "evaluation"
-    if last.is_dir() and not (out / "evaluation").exists():
-        copytree(last, out / "evaluation")
-    evaluate_round(out, model, recipe, judge)
-    if not (out / "profile.json").exists():
-        profile = profile_generative(model, batch_size=recipe.profile_batch_size, words=recipe.profile_words)
-        write_text(out / "profile.json", json.dumps(profile.to_json(), indent=2))
-    if recipe.evaluation.benchmarks and not (out / "gallery" / "gallery.json").exists():
-        benchmarks = recipe.evaluation.benchmarks
-        items = {each.name or each.benchmark: load_benchmark(each, Path(recipe.data.root)) for each in benchmarks}
-        hang(out / "gallery", items)
-
-
-def examine_folder(model: Path, out: Path, recipe: CoMDRecipe) -> None:
-    """Try the model of a run folder, or a model folder, as the recipe tries its student."""
-    found = model / "student" if (model / "student").is_dir() else model
-    judge = open_role(recipe.judge) if recipe.judge is not None else None
-    examine(out, GenerativeModel.from_folder(found, device=_device()), recipe, judge)
-
-
 def save_student(target: Path, student: Student) -> None:
     """The student with its processor, asked by its last template."""
     draft = target.with_name(".student")
@@ -253,12 +225,6 @@ def save_student(target: Path, student: Student) -> None:
     save_vlm(student.model, student.processor, draft)
     rmtree(target, ignore_errors=True)
     draft.rename(target)  # so that a folder with this name is a whole one
-
-
-def _evaluated(folder: Path, recipe: CoMDRecipe) -> bool:
-    summary = folder / "evaluation" / "summary.json"
-    names = {benchmark.name or benchmark.benchmark for benchmark in recipe.evaluation.benchmarks}
-    return names <= set(json.loads(summary.read_text()) if summary.exists() else ())
 
 
 def _list_left_out(folder: Path, entries: Sequence[Skipped]) -> None:
@@ -269,7 +235,3 @@ def _list_left_out(folder: Path, entries: Sequence[Skipped]) -> None:
     known = dict.fromkeys(file.read_text().splitlines()) if file.exists() else {}
     known |= {json.dumps({"id": entry.id, "reason": entry.reason}): None for entry in entries}
     write_text(file, "".join(f"{line}\n" for line in known))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

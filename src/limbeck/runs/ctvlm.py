@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from limbeck.assemble.ctvlm import (
@@ -33,14 +33,12 @@ from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
 from limbeck.doctor import refuse_unsound
-from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
-from limbeck.evaluation.generative.cost import profile_generative
-from limbeck.evaluation.generative.model import GenerativeModel
+from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.models.duet import Duet
 from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.runs.folder import check_training, record, refuse_another_recipe
-from limbeck.runs.gallery import hang
+from limbeck.runs.writers import examine, open_saved
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
@@ -89,7 +87,8 @@ def run_ctvlm(recipe: CTVLMRecipe) -> Path:
             record(folder, recipe, fingerprint, seconds=time.time() - started)
     if rank() == 0:
         for role in recipe.evaluation.models:
-            examine(folder / ROLES[role], folder / ROLES[role], recipe)
+            place = folder / ROLES[role]
+            examine(place, partial(open_saved, place), recipe)
     return folder
 
 
@@ -111,23 +110,3 @@ def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTra
         model.save_pretrained(draft)
         rmtree(target, ignore_errors=True)
         draft.rename(target)  # so that a folder with this name is a whole one
-
-
-def examine(model: Path, out: Path, recipe: CTVLMRecipe) -> None:
-    """Try the model of a run folder, or a model folder, on the recipe's benchmarks, measure what it costs, and keep
-    pictures for the page; what is there already stays."""
-    found = model / "student" if (model / "student").is_dir() else model
-    config, root = recipe.evaluation, Path(recipe.data.root)
-    names = [benchmark.name or benchmark.benchmark for benchmark in config.benchmarks]
-    summary, costs = out / "evaluation" / "summary.json", out / "profile.json"
-    evaluated = set(names) <= set(json.loads(summary.read_text()) if summary.exists() else ())
-    if not evaluated or not costs.exists():
-        writer = GenerativeModel.from_folder(found, device="cuda" if torch.cuda.is_available() else "cpu")
-        if not evaluated:
-            evaluate_generative(writer, config.benchmarks, out, base=root, answering=config.answering)
-        if not costs.exists():
-            profile = profile_generative(writer, batch_size=recipe.profile_batch_size, words=recipe.profile_words)
-            write_text(costs, json.dumps(profile.to_json(), indent=2))
-    if names and not (out / "gallery" / "gallery.json").exists():
-        items = [load_benchmark(benchmark, root) for benchmark in config.benchmarks]
-        hang(out / "gallery", dict(zip(names, items, strict=True)))

@@ -23,7 +23,7 @@ from limbeck.models.duet_processor import make_processor
 from limbeck.profiles import compare_profiles, print_profiles
 from limbeck.quickstart import report_runs
 from limbeck.recipe.ctvlm import CTVLMRecipe
-from limbeck.runs.ctvlm import examine
+from limbeck.runs.writers import examine, open_saved
 
 LAYERS, HEADS, PATCHES, EYE, EYE_INNER = 2, 2, 4, 16, 32
 TINY, TINY_INNER = 20, 28
@@ -255,7 +255,7 @@ def test_examining_a_model_leaves_all_that_the_page_needs(models, profiles, tmp_
     )
     save(models["tiny"], tmp_path / "model")
     out = tmp_path / "out"
-    examine(tmp_path / "model", out, recipe)
+    examine(out, lambda: open_saved(tmp_path / "model"), recipe)
     costs = json.loads((out / "profile.json").read_text())
     assert costs["parameters_by_tower"] == profiles["tiny"].parameters_by_tower
     assert costs["macs"] == profiles["tiny"].macs
@@ -269,6 +269,6 @@ def test_examining_a_model_leaves_all_that_the_page_needs(models, profiles, tmp_
     whole = json.loads(summary.read_text())
     summary.write_text(json.dumps({"vqa": whole["vqa"]}))
     (out / "profile.json").write_text("{}")
-    examine(tmp_path / "model", out, recipe)
+    examine(out, lambda: open_saved(tmp_path / "model"), recipe)
     assert json.loads(summary.read_text()) == whole, "what a kill between two benchmarks has left out is done"
     assert (out / "profile.json").read_text() == "{}", "what is there stays"

@@ -1,7 +1,7 @@
 """LLaVA's open-ended benchmarks: official files and prompts, the figures of recorded GPT-4 reviews, a judge at work."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,9 +44,11 @@ class Scripted:
     last: int | None = None
     asked: list[Request] = field(default_factory=list)
 
-    def ask(self, requests: Sequence[Request], *, temperature: float) -> Iterator[tuple[Request, Reply | Refusal]]:
+    def ask(
+        self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
+    ) -> Iterator[tuple[Request, Reply | Refusal]]:
         assert temperature == 0.2
-        for request in reversed(requests):
+        for request in reversed([request for request in requests if request.id not in done]):
             if self.last is not None and len(self.asked) == self.last:
                 raise EndpointGone("gone for good")
             self.asked.append(request)

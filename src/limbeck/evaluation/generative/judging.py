@@ -62,7 +62,8 @@ def review_all(
     ):
         bar.update(sum(scores(review["review"]) is not None for review in latest.values()))
         for attempt in range(1, (ATTEMPTS if config.judge_temperature > 0 else 1) + 1):
-            todo = [id for id in prompts if id not in refused and _unfinished(latest.get(id), attempt)]
+            due = [id for id in prompts if attempt == 1 or _unread(said.get((id, attempt - 1)))]
+            done = {id for id in due if (id, attempt) in said}
             requests = [
                 Request(
                     id=id,
@@ -71,9 +72,11 @@ def review_all(
                     max_new_tokens=config.judge_new_tokens,
                     seed=number_of(f"{id} {attempt}") % 2**31,
                 )
-                for id in todo
+                for id in due
             ]
-            for request, reply in judge.ask(requests, temperature=config.judge_temperature) if requests else ():
+            if len(done) == len(due):
+                continue
+            for request, reply in judge.ask(requests, temperature=config.judge_temperature, done=done):
                 if isinstance(reply, Refusal):
                     refused[request.id] = reply.reason
                     continue
@@ -96,9 +99,9 @@ def review_all(
     return [_reviewed(row, judge.name, latest.get(row["id"]), refused.get(row["id"])) for row in rows]
 
 
-def _unfinished(latest: Row | None, attempt: int) -> bool:
-    """Whether an attempt of that number is due: none was made, or the one before it has no scores."""
-    return latest is None or (latest["attempt"] < attempt and scores(latest["review"]) is None)
+def _unread(review: Row | None) -> bool:
+    """Whether there is a review and it has no scores."""
+    return review is not None and scores(review["review"]) is None
 
 
 def _reviewed(row: Row, judge: str, review: Row | None, refused: str | None) -> Row:

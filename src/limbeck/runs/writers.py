@@ -1,0 +1,63 @@
+"""What a run does with a finished model that writes: try it, measure what it costs, keep pictures for its page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from limbeck.competition.asking import Asker
+from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
+from limbeck.evaluation.generative.cost import profile_generative
+from limbeck.evaluation.generative.model import GenerativeModel
+from limbeck.recipe import CoMDRecipe, CTVLMRecipe
+from limbeck.runs.gallery import hang
+from limbeck.training.checkpoint import write_text
+
+
+def examine(
+    out: Path,
+    open_model: Callable[[], GenerativeModel],
+    recipe: CTVLMRecipe | CoMDRecipe,
+    judge: Asker | None = None,
+) -> None:
+    """Try a model on the recipe's benchmarks, measure it, and keep pictures. What is there already stays, and the model
+    is opened only where something is missing."""
+    opened = cache(open_model)
+    if not is_evaluated(out, recipe):
+        evaluate(out, opened(), recipe, judge)
+    if not (out / "profile.json").exists():
+        profile = profile_generative(opened(), batch_size=recipe.profile_batch_size, words=recipe.profile_words)
+        write_text(out / "profile.json", json.dumps(profile.to_json(), indent=2))
+    if recipe.evaluation.benchmarks and not (out / "gallery" / "gallery.json").exists():
+        benchmarks, root = recipe.evaluation.benchmarks, Path(recipe.data.root)
+        hang(out / "gallery", {each.name or each.benchmark: load_benchmark(each, root) for each in benchmarks})
+
+
+def evaluate(out: Path, model: GenerativeModel, recipe: CTVLMRecipe | CoMDRecipe, judge: Asker | None = None) -> None:
+    """Try a model on the recipe's benchmarks; what is there already stays."""
+    config = recipe.evaluation
+    if not is_evaluated(out, recipe):
+        base = Path(recipe.data.root)
+        evaluate_generative(model, config.benchmarks, out, base=base, answering=config.answering, judge=judge)
+
+
+def is_evaluated(out: Path, recipe: CTVLMRecipe | CoMDRecipe) -> bool:
+    """Whether a folder has a summary of every benchmark of the recipe."""
+    summary = out / "evaluation" / "summary.json"
+    names = {benchmark.name or benchmark.benchmark for benchmark in recipe.evaluation.benchmarks}
+    return names <= set(json.loads(summary.read_text()) if summary.exists() else ())
+
+
+def open_saved(folder: Path) -> GenerativeModel:
+    """The model of a run folder, or of a model folder."""
+    found = folder / "student" if (folder / "student").is_dir() else folder
+    return GenerativeModel.from_folder(found, device=device())
+
+
+def device() -> torch.device:
+    """Where models of this process answer."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
