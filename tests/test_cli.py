@@ -13,6 +13,11 @@ def run(*arguments, code=0):
     return done
 
 
+def test_help_does_not_wait_for_torch():
+    code = "import sys, limbeck.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_help_names_every_command():
     text = run("--help").stdout
     for command in ("train", "evaluate", "profile", "report", "quickstart", "recipe"):

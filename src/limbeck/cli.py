@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 import yaml
-from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -21,6 +20,7 @@ from rich.markup import escape
 from limbeck.commands import pool
 from limbeck.commands.compete import compete
 from limbeck.commands.filter import filter_command
+from limbeck.errors import Halted, WrongInput
 
 app = typer.Typer(
     name="limbeck",
@@ -184,17 +184,12 @@ def recipe_schema() -> None:
 def main() -> None:
     """Entry point: what the user did wrong is one message and exit code 2, never a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
-    from limbeck.competition.asking import AskingError
-    from limbeck.competition.prompts import PromptError
-    from limbeck.data.examples import DataError
-    from limbeck.recipe import RecipeError
-
     try:
         app()
-    except (RecipeError, DataError, PromptError, ValidationError, FileNotFoundError, ValueError) as error:
+    except (WrongInput, FileNotFoundError, ValueError) as error:
         _say(error)
         sys.exit(2)
-    except AskingError as error:  # a server that is gone, a round that wrote nothing: what was said is kept
+    except Halted as error:  # a server that is gone, a round that wrote nothing: what was said is kept
         _say(error)
         sys.exit(1)
 

@@ -141,6 +141,23 @@ def test_a_split_step_is_a_whole_step(kind):
         torch.testing.assert_close(sum(part[name] for part in parts), value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed_activations_change_no_gradient(kind):
+    method = make_ctvlm(make_stage(kind))
+    batch = batch_for(kind)
+    torch.manual_seed(0)  # of hard negatives
+    method(batch).total.backward()
+    expected = {name: x.grad.clone() for name, x in method.named_parameters() if x.grad is not None}
+    method.zero_grad()
+    method.gradient_checkpointing_enable({"use_reentrant": False})
+    assert any(getattr(module, "gradient_checkpointing", False) for module in method.modules())
+    torch.manual_seed(0)
+    method(batch).total.backward()
+    for name, parameter in method.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["align_large", "tune"])
 def test_on_policy_answers_are_the_students_own(kind):
     method = make_ctvlm(make_stage(kind, on_policy=True, stop_token_id=EOS, pad_token_id=PAD))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pages import report, section
 from PIL import Image
 
 from limbeck.competition.account import account
@@ -28,9 +29,8 @@ from limbeck.competition.pool_records import (
     Seed,
     Written,
 )
-from limbeck.quickstart import report_runs
 from limbeck.recipe.comd import CoMDRecipe, tuning_name
-from limbeck.report import ReportError, ReportPaths
+from limbeck.report import ReportError
 from limbeck.report.read_competition import read_competition
 from limbeck.report.round_charts import Bin, histogram_panels, round_panel
 from limbeck.report.stages import read_story
@@ -200,16 +200,6 @@ def write_run(folder: Path, told: dict[str, Any] | None = None) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "laptop")
-
-
-def report(out: Path, *folders: Path) -> tuple[ReportPaths, str, list[dict[str, Any]]]:
-    """The files, the page's text, and the list of models."""
-    paths = report_runs(out, list(folders), "A title")
-    return paths, paths.html.read_text(), json.loads(paths.json.read_text())
-
-
-def section(page: str, name: str) -> str:
-    return page.partition(f'<section id="{name}">')[2].partition("</section>")[0]
 
 
 def part(page: str, heading: str) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pages import report, section
 from PIL import Image
 from pydantic import ValidationError
 
-from limbeck.quickstart import report_runs
 from limbeck.recipe.ctvlm import CTVLMRecipe, CTVLMStageConfig
-from limbeck.report import ReportError, ReportPaths
+from limbeck.report import ReportError
 from limbeck.report.stages import direction_of, method_of, read_story
 
 CAPTIONS = {"source": "captions", "of": {"source": "builtin:scenes"}}
@@ -141,16 +141,6 @@ def write_run(folder: Path, *, stages: dict[int, dict[str, Any]] | None = None, 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "laptop")
-
-
-def report(out: Path, *folders: Path) -> tuple[ReportPaths, str, list[dict[str, Any]]]:
-    """The files, the page's text, and the list of models."""
-    paths = report_runs(out, list(folders), "A title")
-    return paths, paths.html.read_text(), json.loads(paths.json.read_text())
-
-
-def section(page: str, name: str) -> str:
-    return page.partition(f'<section id="{name}">')[2].partition("</section>")[0]
 
 
 def test_one_run_is_a_row_for_each_of_its_models(run, tmp_path):

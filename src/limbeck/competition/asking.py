@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from limbeck.data.examples import ImageSource
+from limbeck.errors import Halted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class Asker(Protocol):
         ...
 
 
-class AskingError(Exception):
+class AskingError(Halted):
     """A model that cannot be asked as the recipe says; the message names it and what would be right."""
 
 

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from limbeck.config import Section
 from limbeck.data.conversations import IMAGE
+from limbeck.errors import WrongInput
 
 PromptRole = Literal["answer", "assessor", "augmentor"]
 
@@ -34,7 +35,7 @@ FIELDS: Mapping[PromptRole, tuple[str, ...]] = {
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z_0-9]*)\}")
 
 
-class PromptError(Exception):
+class PromptError(WrongInput):
     """A template that cannot be used; the message names its file and what would be right."""
 
 

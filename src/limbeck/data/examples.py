@@ -13,8 +13,10 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
+from limbeck.errors import WrongInput
 
-class DataError(Exception):
+
+class DataError(WrongInput):
     """Data that cannot be used as the recipe asks; the message names file, place, finding and what would be right."""
 
 

@@ -11,10 +11,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from limbeck.config import Section
+from limbeck.errors import WrongInput
 from limbeck.explain import nearest
 
 
-class RecipeError(Exception):
+class RecipeError(WrongInput):
     """A recipe that cannot run; the message names the file, the key, what was found and what would be right."""
 
 

@@ -6,7 +6,7 @@ A drawing is `WIDTH` by `HEIGHT` units, whatever its width on screen; y grows do
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -152,6 +152,23 @@ def polyline(points: Iterable[Point]) -> str:
     return "M" + "L".join(f"{x:g},{y:g}" for x, y in points)
 
 
+def lines_of(
+    series: Sequence[tuple[str, str, Sequence[Point]]], x_axis: Axis, y_axis: Axis, text: Callable[[float, float], str]
+) -> list[Line]:
+    """Each series, label, tone and points, as a line whose points say `text(x, y)` when they are pointed at."""
+    return [
+        Line(
+            label=label,
+            tone=tone,
+            path=polyline((x_axis(x), y_axis(y)) for x, y in points),
+            xs=[x_axis(x) for x, _ in points],
+            ys=[y_axis(y) for _, y in points],
+            texts=[text(x, y) for x, y in points],
+        )
+        for label, tone, points in series
+    ]
+
+
 def line_panel(title: str, series: Sequence[tuple[str, str, Sequence[Point]]], *, rules: Sequence[float] = ()) -> Panel:
     """Lines over steps. A series is (label, tone, points); values that are not finite are left out.
 
@@ -167,17 +184,7 @@ def line_panel(title: str, series: Sequence[tuple[str, str, Sequence[Point]]], *
         raise ValueError(f"chart {title!r}: no series has a finite value")
     x_axis = Axis.across(x for _, _, points in kept for x, _ in points)
     y_axis = Axis.upwards(y for _, _, points in kept for _, y in points)
-    lines = [
-        Line(
-            label=label,
-            tone=tone,
-            path=polyline((x_axis(x), y_axis(y)) for x, y in points),
-            xs=[x_axis(x) for x, _ in points],
-            ys=[y_axis(y) for _, y in points],
-            texts=[f"{amount(y)} at step {x:,.0f}" for x, y in points],
-        )
-        for label, tone, points in kept
-    ]
+    lines = lines_of(kept, x_axis, y_axis, lambda x, y: f"{amount(y)} at step {x:,.0f}")
     ends = "; ".join(f"{label} from {amount(points[0][1])} to {amount(points[-1][1])}" for label, _, points in kept)
     return Panel(
         title=title,

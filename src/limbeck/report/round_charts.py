@@ -18,6 +18,7 @@ from limbeck.report.charts import (
     Point,
     Tick,
     amount,
+    lines_of,
     polyline,
 )
 
@@ -61,17 +62,7 @@ def round_panel(
     y_axis = Axis.upwards(held, room=0.12)
     told = [f"{label} " + ", ".join(show(y) for _, y in points) for label, _, points in series]
     told += [f"{level[0]} {show(level[1])}"] if level else []
-    lines = [
-        Line(
-            label=label,
-            tone=tone,
-            path=polyline((x_axis(x), y_axis(y)) for x, y in points),
-            xs=[x_axis(x) for x, _ in points],
-            ys=[y_axis(y) for _, y in points],
-            texts=[f"{show(y)}, {unit} {x:.0f}" for x, y in points],
-        )
-        for label, tone, points in series
-    ]
+    lines = lines_of(series, x_axis, y_axis, lambda x, y: f"{show(y)}, {unit} {x:.0f}")
     marks = [
         Mark(
             label="",

@@ -1,0 +1,9 @@
+"""What the command line tells in one line, without a traceback. Imports nothing, so that it can always be told."""
+
+
+class WrongInput(Exception):
+    """A recipe, a record, a prompt file that cannot be used; the message names it and what would be right."""
+
+
+class Halted(Exception):
+    """A run that cannot go on for a reason outside of it; what was done is kept, and the same command goes on."""
