@@ -202,7 +202,9 @@ class RoleModels:
             return LocalAsker(self.writer(role), role.folder, role.batch_size)
         key = repr(role)
         if key not in self._servers:
-            self._servers[key] = Endpoints(role)
+            opened = Endpoints(role)
+            _ = opened.fingerprint  # asks every server, so that one that is gone is told before anything trains
+            self._servers[key] = opened
         return self._servers[key]
 
     def writer(self, role: LocalRole) -> GenerativeModel:
@@ -214,5 +216,5 @@ class RoleModels:
             try:
                 self._writers[key] = GenerativeModel.from_folder(shipped(role.folder), device=device, dtype=dtype)
             except (ValueError, OSError) as error:
-                raise RecipeError(f"{role.folder}: {error}") from None
+                raise RecipeError(f"a role's model: {error}") from None
         return self._writers[key]

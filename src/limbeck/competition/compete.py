@@ -70,7 +70,7 @@ class Competition:
         seed: int,
         progress: bool = True,
     ) -> None:
-        """`images` by their ids in the pool. Raises AskingError where a role's server does not answer."""
+        """`images` by their ids in the pool."""
         self.pool = pool
         self.roles = roles
         self.prompts = prompts
@@ -80,8 +80,6 @@ class Competition:
         self._ask = partial(ask, pool, progress=progress)
         for prompt in (prompts.answer, prompts.assessor, prompts.augmentor):
             pool.add_prompt(prompt.id, prompt.role, prompt.text)
-        for asker in (roles.teacher, roles.assessor, roles.augmentor):
-            pool.add_model(asker.fingerprint, asker.name)
 
     def answer(self, number: int) -> list[tuple[Instruction, str]]:
         """The data of tuning `number`: what round `number - 1` has written, and the teacher's answers to it (D_T, A_T).

@@ -38,7 +38,7 @@ from limbeck.assemble.comd import (
 from limbeck.assemble.shared import build_schedule
 from limbeck.competition.account import account
 from limbeck.competition.asking import Asker
-from limbeck.competition.compete import Competition
+from limbeck.competition.compete import Competition, Roles
 from limbeck.competition.pool import Pool
 from limbeck.competition.pool_conversations import pictures_of, regroup, seeds_of
 from limbeck.competition.pool_records import Instruction
@@ -96,6 +96,7 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
     data = {
         stage.name: build_dialogues(recipe, stage_sources[stage.name], student, stage.chat) for stage in recipe.stages
     }
+    roles = models.roles(recipe) if instructions is not None and rank() == 0 else None  # before anything is written
     sources = [*{id(source): source for source in stage_sources.values()}.values()]
     sources += [instructions] if instructions is not None else []
     skipped = SkipLog(
@@ -111,7 +112,7 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
 
     rounds = None
     if instructions is not None:
-        rounds = _Rounds(recipe, folder, method, student, instructions, models, judge)
+        rounds = _Rounds(recipe, folder, method, student, instructions, roles, judge)
 
     def training_data(stage: Stage) -> TrainingData:
         if stage.name in data:
@@ -151,7 +152,7 @@ class _Rounds:
         method: CoMD,
         student: Student,
         instructions: ConversationSource,
-        models: RoleModels,
+        roles: Roles | None,
         judge: Asker | None,
     ) -> None:
         assert recipe.competition is not None
@@ -163,12 +164,11 @@ class _Rounds:
         self.numbers = {tuning_name(number): number for number in range(1, recipe.tunings + 1)}
         self.pool: Pool | None = None
         self.competition: Competition | None = None
-        if rank() == 0:
+        if roles is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.pool = Pool.open(folder / POOL, create=True)
             self.pool.add_seeds(seeds_of(instructions, self.root))
             prompts = load_prompts(self.config.prompts, self.root)
-            roles = models.roles(recipe)
             self.competition = Competition(self.pool, roles, prompts, self.config, self.images, seed=recipe.seed)
 
     def data(self, stage: Stage) -> ProcessedDialogues:
