@@ -3,29 +3,27 @@
     python examples/compress_my_blip.py [--teacher RETRIEVAL_FOLDER CAPTIONING_FOLDER] [--steps N] [--out FOLDER]
 
 No single transformers checkpoint holds a whole BLIP: the teacher is put together from a retrieval and a captioning
-folder, for example Salesforce/blip-itm-base-coco and Salesforce/blip-image-captioning-base, downloaded. Without any, a
-tiny one with random weights stands in, so that every cell runs on a laptop in a minute; it has nothing to teach.
+folder, for example Salesforce/blip-itm-base-coco and Salesforce/blip-image-captioning-base, downloaded. Without any,
+the small teacher that comes with limbeck is written as two such folders, so that every cell runs on a laptop.
 """
 
 # %% What to compress, and how long
 import argparse
 from pathlib import Path
 
-import torch
-from transformers import (
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipForImageTextRetrieval,
-    BlipProcessor,
-)
+from transformers import BlipForConditionalGeneration, BlipProcessor
 
+from limbeck.assemble.shared import shipped
 from limbeck.data.scenes import ScenesConfig
 from limbeck.data.sources import load_source
+from limbeck.data.tokenizer import BertTokenizer, FolderTokenizer
 from limbeck.data.transform import TransformConfig
 from limbeck.evaluation.evaluate import EvaluationConfig, RetrievalTask
+from limbeck.models.convert import export
 from limbeck.models.load import load_model
 from limbeck.recipe.dlip import DataConfig, DLIPRecipe, StudentConfig, TeacherConfig, TextChoice, VisionChoice
 from limbeck.run import run_recipe
+from limbeck.runs.dlip import open_student
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--teacher", type=Path, nargs=2, metavar="FOLDER", help="a retrieval and a captioning folder")
@@ -34,22 +32,16 @@ options.add_argument("--out", type=Path, default=Path("runs/compress_my_blip"))
 args = options.parse_args()
 
 
-# %% The teacher: your folders, or a tiny BLIP in transformers' own classes
-def tiny_blip(folder: Path) -> list[Path]:
-    """A retrieval and a captioning folder with random weights, at 64 pixels."""
-    tower = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96}
-    config = BlipConfig(
-        vision_config={**tower, "image_size": 64, "layer_norm_eps": 1e-6, "initializer_range": 0.02},
-        text_config={**tower, "vocab_size": 30524, "encoder_hidden_size": 48, "sep_token_id": 102, "eos_token_id": 102},
-        image_text_hidden_size=32,
-    )
-    torch.manual_seed(0)
-    BlipForImageTextRetrieval(config).save_pretrained(folder / "retrieval")
-    BlipForConditionalGeneration(config).save_pretrained(folder / "captioning")
+# %% The teacher: your folders, or limbeck's small BLIP in transformers' own format
+def small_blip(folder: Path) -> list[Path]:
+    """A retrieval and a captioning folder, each with its tokenizer."""
+    model, tokenizer = open_student(Path(shipped("limbeck:quickstart_teacher")))
+    export(model, tokenizer, folder / "retrieval", task="retrieval")
+    export(model, tokenizer, folder / "captioning", task="captioning")
     return [folder / "retrieval", folder / "captioning"]
 
 
-folders = args.teacher or tiny_blip(args.out / "tiny_teacher")
+folders = args.teacher or small_blip(args.out / "teacher")
 teacher = load_model(*folders)
 print(f"teacher: {sum(parameter.numel() for parameter in teacher.parameters()):,} parameters")
 
@@ -62,9 +54,12 @@ recipe = DLIPRecipe(
     student=StudentConfig(
         vision=VisionChoice(scale="small", image_size=size, patch_size=patch)
         if real
-        else VisionChoice(width=24, layers=2, heads=2, image_size=size, patch_size=patch),
-        text=TextChoice(scale="small") if real else TextChoice(width=24, layers=1, heads=4),
+        else VisionChoice(width=96, layers=4, heads=4, image_size=size, patch_size=patch),
+        text=TextChoice(scale="small") if real else TextChoice(width=96, layers=2, heads=4),
     ),
+    tokenizer=BertTokenizer(tokenizer="bert")
+    if real
+    else FolderTokenizer(tokenizer="folder", path=str(folders[1].absolute())),
     data=DataConfig(
         train=(ScenesConfig(source="builtin:scenes", count=256, size=64),),  # your own: source jsonl, karpathy, ...
         transform=TransformConfig(size=size),

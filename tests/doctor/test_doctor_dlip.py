@@ -12,7 +12,8 @@ from doctor_recipes import stir
 
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
 from limbeck.doctor import examine, failed
-from limbeck.recipe import load_recipe
+from limbeck.recipe import RecipeError, load_recipe
+from limbeck.run import run_recipe
 
 STUDENT = {
     "family": "blip",
@@ -76,6 +77,9 @@ def test_a_teacher_that_was_never_trained_is_refused(tmp_path, change, check, sa
     assert findings[check].status == "failed"
     assert said in findings[check].text
     assert findings["the rest"].status == "skipped"
+    with pytest.raises(RecipeError, match=said):
+        run_recipe(recipe_in(tmp_path, **taught_by(tmp_path, change)))
+    assert not (tmp_path / "run").exists(), "a run looks at this by itself"
 
 
 def test_a_stage_that_leaves_parts_of_the_student_alone_says_so(tmp_path):

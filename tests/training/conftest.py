@@ -52,14 +52,18 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> Path:
-    """A teacher with its tokenizer, wider than the student; its weights are random."""
+    """A teacher with its tokenizer, wider than the student; its weights are random, but no first ones."""
     folder = tmp_path_factory.mktemp("teacher")
     wide = {"student": {"vision": {"width": 48, "heads": 4}, "text": {"width": 48, "heads": 4}}, "output": "unused"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(merged(RECIPE, wide)))
     recipe = load_recipe(str(folder / "recipe.yaml"))
     tokenizer = open_tokenizer(recipe, open_data(recipe))
     torch.manual_seed(7)
-    build_student(recipe, tokenizer, None).save(folder)
+    teacher = build_student(recipe, tokenizer, None)
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # as training would have; a run refuses a teacher with first weights
+            parameter += (0.1 if parameter.ndim > 1 else 0.05) * torch.randn_like(parameter)
+    teacher.save(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

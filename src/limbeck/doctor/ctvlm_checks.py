@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,10 +11,10 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 from limbeck.data.chat import Chat
 from limbeck.data.conversations import ConversationSource
 from limbeck.data.dialogue_set import Dialogues
-from limbeck.distributed import rank, world_size
+from limbeck.distributed import world_size
 from limbeck.doctor.agreement import check_agreement
 from limbeck.doctor.batches import batch_of, longest_item
-from limbeck.doctor.finding import Finding, failed, tried
+from limbeck.doctor.finding import Finding, failed, refuse, tried
 from limbeck.doctor.gradients import by_module, check_gradients
 from limbeck.doctor.texts import check_picture, check_template, check_tokenizer, check_vocabulary
 from limbeck.doctor.weights import Pretrained, check_weights, fresh_config
@@ -24,10 +23,7 @@ from limbeck.models.duet import Duet
 from limbeck.models.duet_eye import make_eye
 from limbeck.models.duet_layout import pack, segments
 from limbeck.recipe.ctvlm import CTVLMRecipe
-from limbeck.recipe.shared import RecipeError
 from limbeck.training.freeze import freeze
-
-log = logging.getLogger(__name__)
 
 QUICK = 5 * 10**8
 """Weights up to which `train` tries a forward and backward pass before it begins."""
@@ -52,13 +48,7 @@ def refuse_unsound(
             *model_checks(recipe, tokenizer, method, datasets, torch.device("cpu"), tries=tries),
         ]
     method.train(training)
-    wrong = [finding for finding in findings if finding.status == "failed"]
-    if wrong:
-        said = "\n".join(f"  {finding.check}: {finding.text}" for finding in wrong)
-        raise RecipeError(f"this must not be trained (`limbeck doctor` shows all that was looked at):\n{said}")
-    for finding in findings:
-        if finding.status == "warning" and rank() == 0:
-            log.warning("%s: %s", finding.check, finding.text)
+    refuse(findings)
 
 
 def model_checks(

@@ -7,7 +7,7 @@ import numpy as np
 from limbeck.assemble.dlip import build_method, build_student, build_teacher, open_data, open_tokenizer
 from limbeck.data.dataset import Pairs
 from limbeck.data.examples import DataError, Examples, Source
-from limbeck.doctor.finding import REST, Finding, broken, failed, tried
+from limbeck.doctor.finding import REST, Finding, broken, failed, refuse, tried
 from limbeck.doctor.gradients import check_gradients, check_parameters
 from limbeck.doctor.machine import rooms, training_device
 from limbeck.doctor.memory import check_memory, need_of
@@ -83,6 +83,11 @@ def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None) -> li
         else:
             findings.append(tried("speed", lambda: check_speed(method, recipe, arguments, datasets, items, here)))
     return findings
+
+
+def refuse_untrained(recipe: DLIPRecipe, student: Model, teacher: Model | None) -> None:
+    """What a run looks at by itself: raise RecipeError where a pretrained part holds zeros or first weights."""
+    refuse([check_weights(part) for part in pretrained_parts(recipe, student, teacher)])
 
 
 def pretrained_parts(recipe: DLIPRecipe, student: Model, teacher: Model | None) -> list[Pretrained]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from limbeck.data.examples import DataError
+from limbeck.distributed import rank
 from limbeck.recipe.shared import RecipeError
+
+log = logging.getLogger(__name__)
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 
@@ -30,6 +34,17 @@ REST = Finding("the rest", "skipped", "nothing more was looked at: what failed c
 def failed(findings: Sequence[Finding]) -> bool:
     """Whether a check has failed."""
     return any(finding.status == "failed" for finding in findings)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise RecipeError with all that failed; warnings are logged by the first process."""
+    wrong = [finding for finding in findings if finding.status == "failed"]
+    if wrong:
+        said = "\n".join(f"  {finding.check}: {finding.text}" for finding in wrong)
+        raise RecipeError(f"this must not be trained (`limbeck doctor` shows all that was looked at):\n{said}")
+    for finding in findings:
+        if finding.status == "warning" and rank() == 0:
+            log.warning("%s: %s", finding.check, finding.text)
 
 
 def worst(statuses: Sequence[Status]) -> Status:

@@ -35,6 +35,7 @@ from limbeck.assemble.shared import build_schedule, shipped
 from limbeck.data.examples import Example
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
 from limbeck.distributed import rank
+from limbeck.doctor import refuse_untrained
 from limbeck.evaluation.attention_view import attention_view
 from limbeck.evaluation.evaluate import TaskName, evaluate, load_tasks
 from limbeck.evaluation.profile import profile
@@ -74,6 +75,7 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
         student = build_student(recipe, tokenizer, teacher)
         method = build_method(recipe, student, teacher)
         pairs = build_pairs(recipe, source, tokenizer)
+        refuse_untrained(recipe, student, teacher)
         skipped = SkipLog(folder / "skipped.jsonl", len(source.examples) + len(source.skipped), recipe.data.max_skipped)
         skipped.add(source.skipped)
         record(folder, recipe, pairs.fingerprint())
