@@ -14,10 +14,11 @@ from tiny_ctvlm_recipe import SCENES, write_eye
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from limbeck.assemble.comd import build_student
+from limbeck.assemble.comd import RoleModels, build_student
 from limbeck.cli import app
 from limbeck.competition.asking import EndpointGone
 from limbeck.competition.pool import Pool
+from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.recipe import CoMDRecipe, RecipeError, load_recipe
 from limbeck.run import run_recipe
 
@@ -152,6 +153,16 @@ def test_a_server_that_does_not_answer_is_told_before_anything_trains(eye, teach
     with pytest.raises(EndpointGone, match="judge: no server answers"):
         run_recipe(load_recipe(str(recipe)))
     assert not (tmp_path / "run").exists(), "so that the corrected recipe can take this folder"
+
+
+def test_a_model_that_fills_several_roles_is_opened_once(eye, teacher, tmp_path):
+    judge = {"folder": str(teacher), "batch_size": 2}
+    recipe = cast(CoMDRecipe, load_recipe(str(competition_recipe(tmp_path, eye, teacher, judge=judge))))
+    assert recipe.judge is not None
+    models = RoleModels()
+    roles = models.roles(recipe)
+    askers = [cast(LocalAsker, each) for each in (roles.assessor, roles.augmentor, models.asker(recipe.judge))]
+    assert all(asker.model is cast(LocalAsker, roles.teacher).model for asker in askers)
 
 
 def test_a_finished_student_is_asked_with_the_template_it_is_tuned_with(run, teacher, tmp_path):

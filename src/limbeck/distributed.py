@@ -1,4 +1,4 @@
-"""What a method needs of the other processes: their features, with or without a gradient. One process: the identity."""
+"""Which process this is, where it computes, and what a method needs of the others: their features."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous()
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
+
+
+def device_here() -> torch.device:
+    """Where one process computes: the GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

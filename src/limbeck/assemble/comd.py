@@ -22,6 +22,7 @@ from limbeck.data.conversations import Conversation, ConversationSource
 from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.model_chat import ModelChat
 from limbeck.data.processed import ProcessedDialogues, picture_tokens
+from limbeck.distributed import device_here
 from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.methods.comd import CoMD, StudentStage
@@ -211,10 +212,10 @@ class RoleModels:
         """The model of a role of this process. Raises RecipeError."""
         key = role.folder, role.dtype
         if key not in self._writers:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
             dtype = role.dtype if role.dtype == "auto" else getattr(torch, role.dtype)
             try:
-                self._writers[key] = GenerativeModel.from_folder(shipped(role.folder), device=device, dtype=dtype)
+                model = GenerativeModel.from_folder(shipped(role.folder), device=device_here(), dtype=dtype)
             except (ValueError, OSError) as error:
                 raise RecipeError(f"a role's model: {error}") from None
+            self._writers[key] = model
         return self._writers[key]

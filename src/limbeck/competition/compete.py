@@ -11,7 +11,6 @@ for nothing else: a run that was cut off goes on by calling them again.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +42,6 @@ from limbeck.competition.prompts import Prompt, Prompts
 from limbeck.competition.replies import Rejected, instruction, instruction_budget, scores
 from limbeck.competition.rules import Rules, decide
 from limbeck.data.examples import ImageSource
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

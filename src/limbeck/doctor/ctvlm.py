@@ -15,10 +15,11 @@ from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.conversations import Conversations, ConversationSource, group_starts
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import DataError
+from limbeck.distributed import device_here
 from limbeck.doctor.ctvlm_checks import check_templates, folders_of, model_checks
 from limbeck.doctor.finding import REST, Finding, broken, count_of, failed, tried
 from limbeck.doctor.gradients import check_parameters
-from limbeck.doctor.machine import free_memory, rooms, training_device
+from limbeck.doctor.machine import free_memory, rooms
 from limbeck.doctor.memory import Layers, Need, check_memory, need_of
 from limbeck.doctor.speed import check_speed, stage_arguments
 from limbeck.doctor.standin import BYTES, LARGEST, LAYERS, Size, shortened, size_of, whole_method
@@ -58,7 +59,7 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
         role: size_of(choice, len(tokenizer))
         for role, choice in (("tiny", recipe.duet.tiny), ("large", recipe.duet.large))
     }
-    device, cut = training_device(), not fits_here(sizes)
+    device, cut = device_here(), not fits_here(sizes)
     with TemporaryDirectory() as folder:
         used = shortened(recipe, sizes, Path(folder)) if cut else recipe
         try:

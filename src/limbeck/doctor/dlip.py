@@ -7,9 +7,10 @@ import numpy as np
 from limbeck.assemble.dlip import build_method, build_student, build_teacher, open_data, open_tokenizer
 from limbeck.data.dataset import Pairs
 from limbeck.data.examples import DataError, Examples, Source
+from limbeck.distributed import device_here
 from limbeck.doctor.finding import REST, Finding, broken, failed, refuse, tried
 from limbeck.doctor.gradients import check_gradients, check_parameters
-from limbeck.doctor.machine import rooms, training_device
+from limbeck.doctor.machine import rooms
 from limbeck.doctor.memory import check_memory, need_of
 from limbeck.doctor.speed import check_speed, stage_arguments
 from limbeck.doctor.weights import Pretrained, check_weights
@@ -41,7 +42,7 @@ def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None) -> li
     arguments = stage_arguments(recipe, recipe.stages)
     source = open_data(recipe)
     tokenizer = open_tokenizer(recipe, source)
-    device = training_device()
+    device = device_here()
     count = max(SAMPLE, *(each.train_batch_size for each in arguments.values()))
     sample = Source(name=source.name, examples=_Sampled(source, count))
     try:

@@ -8,11 +8,6 @@ from pathlib import Path
 import torch
 
 
-def training_device() -> torch.device:
-    """Where one process would train."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def rooms(memory: float | None) -> dict[str, int]:
     """Devices and their bytes: first the one that training would take, last one of `memory` GiB if that is given."""
     found = {

@@ -46,7 +46,7 @@ from limbeck.competition.prompts import load_prompts
 from limbeck.data.conversations import ConversationSource
 from limbeck.data.examples import Skipped
 from limbeck.data.processed import ProcessedDialogues
-from limbeck.distributed import rank
+from limbeck.distributed import device_here, rank
 from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.evaluation.generative.model import GenerativeModel
@@ -56,7 +56,7 @@ from limbeck.models.vlm import save_vlm
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, tuning_name
 from limbeck.runs.folder import check_training, record, refuse_another_recipe
 from limbeck.runs.gallery import save_picture
-from limbeck.runs.writers import device, evaluate, examine, open_saved
+from limbeck.runs.writers import evaluate, examine, is_evaluated, open_saved
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
@@ -93,10 +93,10 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
     instructions = open_instructions(recipe) if recipe.competition is not None else None
     student = build_student(recipe, stage_sources)
     method = build_method(recipe, student)
+    roles = models.roles(recipe) if instructions is not None and rank() == 0 else None  # before all that takes long
     data = {
         stage.name: build_dialogues(recipe, stage_sources[stage.name], student, stage.chat) for stage in recipe.stages
     }
-    roles = models.roles(recipe) if instructions is not None and rank() == 0 else None  # before anything is written
     sources = [*{id(source): source for source in stage_sources.values()}.values()]
     sources += [instructions] if instructions is not None else []
     skipped = SkipLog(
@@ -196,8 +196,10 @@ class _Rounds:
         if number is None or self.competition is None:
             return
         assert self.pool is not None
-        writer = GenerativeModel(cast(Any, self.method.student).to(device()), self.student.processor)
-        evaluate(self.folder / "rounds" / str(number), writer, self.recipe, self.judge)
+        writer = GenerativeModel(cast(Any, self.method.student).to(device_here()), self.student.processor)
+        place = self.folder / "rounds" / str(number)
+        if not is_evaluated(place, self.recipe):
+            evaluate(place, writer, self.recipe, self.judge)
         if number < self.recipe.tunings:
             self.competition.compete(number, LocalAsker(writer, "student", self.recipe.evaluation.answering.batch_size))
         self._tell()

@@ -34,7 +34,7 @@ from limbeck.assemble.dlip import (
 from limbeck.assemble.shared import build_schedule, shipped
 from limbeck.data.examples import Example
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
-from limbeck.distributed import rank
+from limbeck.distributed import device_here, rank
 from limbeck.doctor import refuse_untrained
 from limbeck.evaluation.attention_view import attention_view
 from limbeck.evaluation.evaluate import TaskName, evaluate, load_tasks
@@ -118,7 +118,7 @@ def examine(
     Where questions are answered by ranking, the answers are those of the `training` examples.
     """
     config, root = recipe.evaluation, Path(recipe.data.root)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     tasks = load_tasks(config, root)
     if tasks and not (folder / "evaluation" / "summary.json").exists():
         examples: dict[TaskName, Sequence[Example]] = {name: source.examples for name, source in tasks.items()}

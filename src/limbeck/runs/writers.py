@@ -7,9 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from limbeck.competition.asking import Asker
+from limbeck.distributed import device_here
 from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_benchmark
 from limbeck.evaluation.generative.cost import profile_generative
 from limbeck.evaluation.generative.model import GenerativeModel
@@ -38,11 +37,9 @@ def examine(
 
 
 def evaluate(out: Path, model: GenerativeModel, recipe: CTVLMRecipe | CoMDRecipe, judge: Asker | None = None) -> None:
-    """Try a model on the recipe's benchmarks; what is there already stays."""
-    config = recipe.evaluation
-    if not is_evaluated(out, recipe):
-        base = Path(recipe.data.root)
-        evaluate_generative(model, config.benchmarks, out, base=base, answering=config.answering, judge=judge)
+    """Try a model on the recipe's benchmarks; rows that are there already stay."""
+    config, base = recipe.evaluation, Path(recipe.data.root)
+    evaluate_generative(model, config.benchmarks, out, base=base, answering=config.answering, judge=judge)
 
 
 def is_evaluated(out: Path, recipe: CTVLMRecipe | CoMDRecipe) -> bool:
@@ -55,9 +52,4 @@ def is_evaluated(out: Path, recipe: CTVLMRecipe | CoMDRecipe) -> bool:
 def open_saved(folder: Path) -> GenerativeModel:
     """The model of a run folder, or of a model folder."""
     found = folder / "student" if (folder / "student").is_dir() else folder
-    return GenerativeModel.from_folder(found, device=device())
-
-
-def device() -> torch.device:
-    """Where models of this process answer."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return GenerativeModel.from_folder(found, device=device_here())
