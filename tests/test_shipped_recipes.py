@@ -80,6 +80,7 @@ def test_pretraining_has_the_papers_settings(name):
         ("dlip/finetune_retrieval_flickr", 32, 1e-5, 6, {"contrastive": 1.0, "matching": 1.0}),
         ("dlip/finetune_caption", 32, 1e-5, 5, {"language": 1.0}),
         ("dlip/finetune_vqa", 6, 2e-5, 10, {"answer": 1.0}),
+        ("dlip/finetune_vqa_albef", 6, 2e-5, 10, {"answer": 1.0}),
     ],
 )
 def test_fine_tuning_has_blips_settings_at_384_pixels(name, pictures, rate, epochs, stage):
@@ -221,6 +222,7 @@ CROSS = {"attention/fused/cross", "attention/decoded/cross"}
         pytest.param("finetune_retrieval_flickr", {"contrastive", "matching"}, marks=pytest.mark.slow),
         ("finetune_caption", {"language"}),
         ("finetune_vqa", {"answer"}),
+        ("finetune_vqa_albef", {"answer"}),
     ],
 )
 def test_twins_train_the_terms_of_their_recipe_and_are_evaluated(run, name, terms):

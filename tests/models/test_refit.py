@@ -83,6 +83,31 @@ def test_layers_without_fusion_give_the_answer_decoder_a_new_cross_attention():
     assert torch.equal(own.layers[1].cross_attention.key.weight, model.text.layers[1].cross_attention.key.weight)
 
 
+def test_albefs_answer_decoder_starts_as_its_fusion_layers_and_answers_word_by_word():
+    torch.manual_seed(0)
+    text = TEXT.model_copy(update={"layers": 3, "fusion_layers": 2})
+    model = Albef(FusionConfig(family="albef", vision=vision(), text=text, embedding=16)).eval()
+    with pytest.raises(ValueError, match="set answer_decoder: separate"):
+        model.answerer()
+    own = refit(model, answer_decoder=True)
+    assert isinstance(own, Albef)
+    decoder = own.answerer()
+    assert model.text is not None
+    assert len(decoder.layers) == 2
+    for ours, theirs in zip(decoder.layers, model.text.layers[1:], strict=True):
+        assert torch.equal(ours.decoder_attention.query.weight, theirs.encoder_attention.query.weight)
+        assert torch.equal(ours.cross_attention.key.weight, theirs.cross_attention.key.weight)
+        assert torch.equal(ours.up.weight, theirs.up.weight)
+    assert torch.equal(decoder.embeddings.words.weight, model.text.embeddings.words.weight)
+
+    ids = torch.tensor([[2, 5, 7, 3], [2, 9, 3, 0]])
+    fused = own.fuse(own.image_memory(own.encode_image(PICTURES[..., :32, :32])), ids, ids > 0)
+    memory = own.question_memory(fused.hidden, ids > 0)
+    written = own.generate(memory, ids[:, :1], max_new_tokens=4, min_new_tokens=4)
+    logits = own.answer(memory, written, None).output
+    assert torch.equal(logits[:, :4].argmax(-1), written[:, 1:5])
+
+
 def test_a_size_that_does_not_divide_and_a_missing_decoder_are_named():
     with pytest.raises(ValueError, match="image_size 40 does not divide into patch_size 16"):
         refit(blip(), image_size=40)

@@ -25,7 +25,7 @@ from limbeck.losses.hidden import cosine_distance, effective_rank
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
 from limbeck.methods.logits import LOGIT_PASSES, LogitsConfig, LogitTerm, logits_loss
-from limbeck.methods.passes import FAMILY_PASSES, Model, Pairing, Pass, first_rows, multimodal, unimodal
+from limbeck.methods.passes import Model, Pairing, Pass, first_rows, multimodal, passes_of, unimodal
 from limbeck.methods.projection import HiddenMap, HRMap
 from limbeck.methods.vlp import VLPConfig, VLPObjective
 from limbeck.models.clip import DualEncoder
@@ -102,8 +102,7 @@ class DLIP(Method):
         self.student = student
         self.objective = VLPObjective(config.vlp, student)
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
-        families = [model.config.family for model in (student, teacher) if model is not None]
-        shared = [name for name in FAMILY_PASSES[families[0]] if name in FAMILY_PASSES[families[-1]]]
+        shared = [name for name in passes_of(student) if name in passes_of(teacher or student)]
         self.hidden_sites: dict[Pass, str] = {}
         self.attention_terms: dict[str, tuple[Pass, str]] = {}
         self.logit_terms: dict[str, LogitTerm] = {}

@@ -20,10 +20,21 @@ its picture; `answer` decoded from the fused question"""
 
 FAMILY_PASSES: dict[str, tuple[Pass, ...]] = {
     "clip": ("image", "text"),
-    "albef": ("image", "text", "fused"),
+    "albef": ("image", "text", "fused", "question", "answer"),
     "blip": ("image", "text", "fused", "decoded", "question", "answer"),
 }
-"""The passes that each family has."""
+"""The passes that each family can have."""
+
+
+def passes_of(model: Model) -> tuple[Pass, ...]:
+    """The passes of a model: its family's, those over questions where it answers."""
+    names = FAMILY_PASSES[model.config.family]
+    return names if answers(model) else tuple(name for name in names if name not in ("question", "answer"))
+
+
+def answers(model: Model) -> bool:
+    """Whether a model has a decoder for answers."""
+    return isinstance(model, FusionVLM) and model.config.answers
 
 
 def unimodal(model: Model, batch: Batch, names: set[Pass], capture: set[Pass]) -> dict[Pass, Signals]:

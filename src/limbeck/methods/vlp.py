@@ -4,7 +4,7 @@ contrastive     pictures against texts, soft targets from momentum encoders, a q
 matching        does this text belong to this picture? hard negatives from the contrastive similarity
 language        BLIP: the caption, word by word, given the picture
 masked_language ALBEF: masked words of the caption, given the picture and the other words
-answer          BLIP: the answers to questions about the picture
+answer          BLIP, and ALBEF with an answer decoder: the answers to questions about the picture
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from limbeck.losses.contrastive import (
 )
 from limbeck.losses.language import token_cross_entropy
 from limbeck.losses.reduce import masked_mean
-from limbeck.methods.passes import Model, Pairing, Pass, Pool, multimodal, unimodal
+from limbeck.methods.passes import Model, Pairing, Pass, Pool, answers, multimodal, unimodal
 from limbeck.models.albef import Albef
 from limbeck.models.clip import DualEncoder
 from limbeck.models.fusion import FusionVLM
@@ -48,10 +48,10 @@ TERM_PASSES: dict[str, tuple[Pass, ...]] = {
 
 FAMILY_TERMS = {
     "clip": ("contrastive",),
-    "albef": ("contrastive", "matching", "masked_language"),
+    "albef": ("contrastive", "matching", "masked_language", "answer"),
     "blip": ("contrastive", "matching", "language", "answer"),
 }
-"""The loss terms of each family."""
+"""The loss terms that each family can have; `answer` wants a decoder for answers."""
 
 
 class ContrastiveConfig(Section):
@@ -96,7 +96,9 @@ class VLPObjective(nn.Module):
     def __init__(self, config: VLPConfig, student: Model):
         super().__init__()
         self.config = config
-        self.family = "clip" if isinstance(student, DualEncoder) else student.config.family
+        self._terms = tuple(
+            name for name in FAMILY_TERMS[student.config.family] if name != "answer" or answers(student)
+        )
         self.momentum = None
         if config.contrastive.momentum is not None:
             self.momentum = deepcopy(student).requires_grad_(False)
@@ -109,8 +111,8 @@ class VLPObjective(nn.Module):
         self._steps_per_epoch = 1
 
     def terms(self) -> tuple[str, ...]:
-        """The loss terms of this family."""
-        return FAMILY_TERMS[self.family]
+        """The loss terms of this student."""
+        return self._terms
 
     def train(self, mode: bool = True) -> VLPObjective:
         super().train(mode)

@@ -12,7 +12,7 @@ from limbeck.types import Signals
 
 @final
 class Albef(FusionVLM):
-    """The layers below the fusion layers read a text alone; the fusion layers go on from there. There is no decoder."""
+    """The layers below the fusion layers read a text alone; the fusion layers go on from there. No caption decoder."""
 
     @property
     def text_layers(self) -> int:

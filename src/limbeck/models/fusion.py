@@ -37,7 +37,7 @@ class FusionConfig(Section):
     decoder_vision: bool = False
     """whether a separate decoder looks at pictures through an image tower of its own (checkpoints put together)"""
     answer_decoder: Literal["tied", "separate"] = "tied"
-    """what answers questions: the decoder, if both towers have one width, or one of its own (BLIP's VQA)"""
+    """what answers questions: the decoder, if both towers have one width, or one of its own (BLIP's and ALBEF's VQA)"""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,7 +53,7 @@ class FusionConfig(Section):
                 raise ValueError("family albef has an encoder and no decoder: leave out `encoder` and `decoder`")
             if self.text.first_fusion_layer == 0:
                 raise ValueError("family albef needs text.fusion_layers below text.layers (ALBEF: 6 of 12)")
-        if self.family == "blip":
+        if self.family == "blip" or self.answer_decoder == "separate":
             for name in ("sep_token_id", "dec_token_id", "enc_token_id"):
                 token, size = self.text.model_dump()[name], self.text.vocab_size
                 if token >= size:
@@ -63,6 +63,17 @@ class FusionConfig(Section):
         if self.decoder_vision and self.decoder != "separate":
             raise ValueError(f"decoder_vision: true goes with decoder: separate, not {self.decoder}")
         return self
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a decoder for answers."""
+        return self.decoder != "none" or self.answer_decoder == "separate"
+
+    @property
+    def answer_text(self) -> TextConfig:
+        """An answer decoder of its own: every layer looks at the question; ALBEF's has as many as fuse."""
+        layers = self.text.fusion_layers if self.family == "albef" else self.text.layers
+        return self.text.model_copy(update={"layers": layers, "fusion_layers": None})
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,8 @@ class FusionVLM(nn.Module, ABC):
         self.decoder_vision = VisionTransformer(vision) if config.decoder_vision else None
         self.answer_decoder = None
         if config.answer_decoder == "separate":
-            whole = text.model_copy(update={"fusion_layers": None})
-            self.answer_decoder = TextTransformer(whole, text.width, encoder=False, decoder=True, head=True)
+            answer_text = config.answer_text
+            self.answer_decoder = TextTransformer(answer_text, text.width, encoder=False, decoder=True, head=True)
         self.image_head = nn.Linear(vision.width, config.embedding) if config.heads else None
         self.text_head = nn.Linear(text.width, config.embedding) if config.heads else None
         self.match_head = nn.Linear(text.width, 2) if config.heads else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -25,8 +26,8 @@ def refit(
     """A model with `model`'s weights in its training mode, changed where asked.
 
     `image_size` (pixels a side) interpolates the image tower's positions. `answer_decoder` gives questions a decoder of
-    their own (BLIP's VQA): a copy of the caption decoder, whose cross-attention starts anew where the widths of picture
-    and question differ or the layer had none. Raises ValueError where the model has no such part.
+    their own: a copy of the caption decoder (BLIP's VQA) or of the fusion layers (ALBEF's), whose cross-attention
+    starts anew where the widths of picture and question differ or the layer had none. Raises ValueError for a CLIP.
     """
     config = model.config
     vision: dict[str, Any] = {"image_size": image_size, "drop_path": drop_path}
@@ -34,8 +35,8 @@ def refit(
         "vision": config.vision.model_dump() | {name: value for name, value in vision.items() if value is not None}
     }
     if answer_decoder:
-        if isinstance(config, ClipConfig) or config.decoder == "none":
-            raise ValueError(f"answer_decoder: separate copies the caption decoder, and a {config.family} has none")
+        if isinstance(config, ClipConfig):
+            raise ValueError("answer_decoder: separate copies layers in which text meets picture, and a clip has none")
         values["answer_decoder"] = "separate"
     kind = ClipConfig if isinstance(config, ClipConfig) else FusionConfig
     changed = build_model(kind.model_validate(config.model_dump() | values))
@@ -46,15 +47,25 @@ def refit(
     if CLIP_POSITIONS in state:
         state[CLIP_POSITIONS] = interpolate_positions(state[CLIP_POSITIONS][None], grid, grid)[0]
     if isinstance(config, FusionConfig) and answer_decoder and config.answer_decoder == "tied":
-        state |= _answer_decoder(state, changed.state_dict(), "text" if config.decoder == "tied" else "decoder")
+        state |= _answer_decoder(state, changed.state_dict(), config)
     changed.load_state_dict(state)
     return changed.train(model.training)
 
 
-def _answer_decoder(state: dict[str, Tensor], fresh: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The answer decoder's weights: `source`'s where it has them in that shape, else the fresh ones."""
+def _answer_decoder(state: dict[str, Tensor], fresh: dict[str, Tensor], config: FusionConfig) -> dict[str, Tensor]:
+    """The answer decoder's weights: the model's own where it has them in that shape, else the fresh ones."""
     weights = {}
     for name in (name for name in fresh if name.startswith("answer_decoder.")):
-        theirs = state.get(name.replace("answer_decoder", source, 1))
+        theirs = state.get(_origin(name, config))
         weights[name] = theirs if theirs is not None and theirs.shape == fresh[name].shape else fresh[name]
     return weights
+
+
+def _origin(name: str, config: FusionConfig) -> str:
+    """What a parameter of the answer decoder starts from: BLIP's decoder, or the layers in which ALBEF fuses."""
+    name = name.replace("answer_decoder", "decoder" if config.decoder == "separate" else "text", 1)
+    if config.decoder == "none":
+        first = config.text.first_fusion_layer
+        name = re.sub(r"(?<=\.layers\.)\d+", lambda layer: str(int(layer[0]) + first), name)
+        name = name.replace("decoder_attention", "encoder_attention")
+    return name

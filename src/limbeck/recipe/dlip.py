@@ -53,8 +53,9 @@ class StudentConfig(Section):
     embedding: int = Field(default=256, gt=0)
     """width of the space in which pictures and texts are compared"""
     answer_decoder: Literal["tied", "separate"] = "tied"
-    """whether the decoder that answers questions is the caption decoder, or one of its own as in BLIP's VQA; with
-    `folder`, `separate` starts it as a copy of the caption decoder and `tied` leaves the model as it is"""
+    """whether the decoder that answers questions is the caption decoder, or one of its own as in the VQA of BLIP and
+    ALBEF; with `folder`, `separate` starts it as a copy of the caption decoder (ALBEF: of the fusion layers) and `tied`
+    leaves the model as it is"""
     image_size: int | None = Field(default=None, gt=0)
     """with `folder`: the picture size to go on with, positions interpolated"""
     drop_path: float | None = Field(default=None, ge=0, lt=1)
