@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_comd_recipe import CHAT, INSTRUCTIONS, ROLES, competition_recipe, teacher_recipe
 from tiny_ctvlm_recipe import SCENES, write_eye
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -153,6 +154,20 @@ def test_a_server_that_does_not_answer_is_told_before_anything_trains(eye, teach
     with pytest.raises(EndpointGone, match="judge: no server answers"):
         run_recipe(load_recipe(str(recipe)))
     assert not (tmp_path / "run").exists(), "so that the corrected recipe can take this folder"
+
+
+def test_where_only_training_is_left_the_roles_need_not_be_there(eye, teacher, tmp_path):
+    own = tmp_path / "teacher"
+    shutil.copytree(teacher, own)
+    role = {"teacher": {"folder": str(own)}, "tokenizer": {"path": str(teacher)}}
+    recipe = competition_recipe(tmp_path, eye, own, evaluation={"teacher": False}, **role)
+    folder = run_recipe(load_recipe(str(recipe)))
+    first = load_file(folder / "student" / "model.safetensors")
+    for part in ("student", "stages/tune-2"):
+        shutil.rmtree(folder / part)
+    shutil.rmtree(own)
+    again = load_file(run_recipe(load_recipe(str(recipe))) / "student" / "model.safetensors")
+    assert all(torch.equal(again[name], first[name]) for name in first)
 
 
 def test_a_model_that_fills_several_roles_is_opened_once(eye, teacher, tmp_path):

@@ -93,7 +93,9 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
     instructions = open_instructions(recipe) if recipe.competition is not None else None
     student = build_student(recipe, stage_sources)
     method = build_method(recipe, student)
-    roles = models.roles(recipe) if instructions is not None and rank() == 0 else None  # before all that takes long
+    roles = None
+    if instructions is not None and rank() == 0 and not _data_file(folder, recipe.tunings).exists():
+        roles = models.roles(recipe)  # before all that takes long; none is asked once the last tuning has its data
     data = {
         stage.name: build_dialogues(recipe, stage_sources[stage.name], student, stage.chat) for stage in recipe.stages
     }
@@ -143,7 +145,10 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
 
 
 class _Rounds:
-    """The competition of one run. The first process holds it, the others wait for the data that comes of it."""
+    """The competition of one run. The first process holds it, the others wait for the data that comes of it.
+
+    Without `roles` nothing is asked any more: every tuning has its data.
+    """
 
     def __init__(
         self,
@@ -164,17 +169,18 @@ class _Rounds:
         self.numbers = {tuning_name(number): number for number in range(1, recipe.tunings + 1)}
         self.pool: Pool | None = None
         self.competition: Competition | None = None
-        if roles is not None:
+        if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             self.pool = Pool.open(folder / POOL, create=True)
             self.pool.add_seeds(seeds_of(instructions, self.root))
+        if self.pool is not None and roles is not None:
             prompts = load_prompts(self.config.prompts, self.root)
             self.competition = Competition(self.pool, roles, prompts, self.config, self.images, seed=recipe.seed)
 
     def data(self, stage: Stage) -> ProcessedDialogues:
         """The training set of a tuning: the last round's new instructions with the teacher's answers, regrouped."""
         number = self.numbers[stage.name]
-        file = self.folder / "rounds" / str(number) / "data.jsonl"
+        file = _data_file(self.folder, number)
         if self.competition is not None and not file.exists():
             answered = self.competition.answer(number)
             lines = [asdict(each) | {"answer": said} for each, said in answered]
@@ -193,14 +199,13 @@ class _Rounds:
     def between(self, stage: Stage) -> None:
         """What follows a tuning: the student is tried, competes, and new instructions are written."""
         number = self.numbers.get(stage.name)
-        if number is None or self.competition is None:
+        if number is None or self.pool is None:
             return
-        assert self.pool is not None
         writer = GenerativeModel(cast(Any, self.method.student).to(device_here()), self.student.processor)
         place = self.folder / "rounds" / str(number)
         if not is_evaluated(place, self.recipe):
             evaluate(place, writer, self.recipe, self.judge)
-        if number < self.recipe.tunings:
+        if number < self.recipe.tunings and self.competition is not None:
             self.competition.compete(number, LocalAsker(writer, "student", self.recipe.evaluation.answering.batch_size))
         self._tell()
 
@@ -218,6 +223,11 @@ class _Rounds:
     def close(self) -> None:
         if self.pool is not None:
             self.pool.close()
+
+
+def _data_file(folder: Path, number: int) -> Path:
+    """What tuning `number` is trained on."""
+    return folder / "rounds" / str(number) / "data.jsonl"
 
 
 def save_student(target: Path, student: Student) -> None:
