@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_comd_recipe import CHAT, INSTRUCTIONS, ROLES, competition_recipe, teacher_recipe
 from tiny_ctvlm_recipe import SCENES, write_eye
@@ -22,8 +23,10 @@ from limbeck.competition.pool import Pool
 from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.recipe import CoMDRecipe, RecipeError, load_recipe
 from limbeck.run import run_recipe
+from limbeck.runs.folder import record, refuse_another_recipe
 
 HELD = {"benchmark": "scenes_vqa", "name": "vqa", "data": {**SCENES, "split": "test", "count": 2}, "max_new_tokens": 3}
+JUDGED = {"benchmark": "llava_bench_coco", "questions": "q.jsonl", "references": "a.jsonl", "context": "c.jsonl"}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,9 @@ def test_the_paper_s_run_is_planned_from_its_numbers():
         ({"stages": [{"name": "tune-1", "kind": "tune", "data": [ROLES]}]}, "tune-1 is the name of a tuning"),
         ({"competition": {"data": [INSTRUCTIONS], "taus": 1}}, "competition.taus: unknown key; did you mean 'tau'"),
         ({"teacher": {"endpoint": "localhost"}}, "teacher"),
+        ({"teacher": "limbeck:comd_teacher"}, "teacher.*should be an object"),
+        ({"evaluation": {"benchmarks": [JUDGED]}}, r"evaluation.benchmarks.0: llava_bench_coco wants a judge"),
+        ({"evaluation": {"benchmarks": [HELD, HELD]}}, "wanted different names, found vqa, vqa; give each a `name`"),
         ({"assessor": {"folder": "x", "batch": 1}}, "assessor.batch: unknown key; did you mean 'batch_size'"),
     ],
 )
@@ -168,6 +174,36 @@ def test_where_only_training_is_left_the_roles_need_not_be_there(eye, teacher, t
     shutil.rmtree(own)
     again = load_file(run_recipe(load_recipe(str(recipe))) / "student" / "model.safetensors")
     assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_instructions_come_from_files_without_answers_and_from_an_import(eye, teacher, tmp_path):
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    questions = [{"image": f"{number}.png", "question": f"what is\u2028{number}?"} for number in range(3)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions))
+    (tmp_path / "more.csv").write_text("image,instruction\n3.png,how many are there?\n")
+    data = [{"source": "instruction_file", "path": str(tmp_path / "questions.jsonl")}]
+    recipe = competition_recipe(tmp_path, eye, teacher, competition={"data": data, "tunings": 1})
+    (tmp_path / "run").mkdir()
+    done = CliRunner().invoke(
+        app, ["pool", "import", str(tmp_path / "run" / "pool.sqlite"), str(tmp_path / "more.csv")]
+    )
+    assert done.exit_code == 0, done.exception
+    folder = run_recipe(load_recipe(str(recipe)))
+    shutil.rmtree(folder / "student")
+    run_recipe(load_recipe(str(recipe)))  # reads its tuning's data again
+    with Pool.open(folder / "pool.sqlite", readonly=True) as pool:
+        assert len(pool.instructions()) == 4
+    lines = [json.loads(line) for line in (folder / "rounds" / "1" / "data.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == ["how many are there?", *(each["question"] for each in questions)]
+
+
+def test_a_run_goes_on_where_its_servers_move_and_only_there(tmp_path):
+    servers = ["teacher.concurrency=3", "teacher.endpoint=http://elsewhere:8000/v1", "data.dialogues.max_left_out=0.5"]
+    record(tmp_path, load_recipe("comd/vicuna-7b"), "data")
+    refuse_another_recipe(tmp_path, load_recipe("comd/vicuna-7b", servers))
+    with pytest.raises(RecipeError, match=r"it differs in competition\.tau\. Give"):
+        refuse_another_recipe(tmp_path, load_recipe("comd/vicuna-7b", [*servers, "competition.tau=0.5"]))
 
 
 def test_a_model_that_fills_several_roles_is_opened_once(eye, teacher, tmp_path):

@@ -1,6 +1,6 @@
 """The loop between two tunings, with models whose every word is known: what is asked, decided and written."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Sequence
 
 import pytest
 
@@ -9,7 +9,7 @@ from limbeck.competition.asking import Refusal, Reply, Request
 from limbeck.competition.compete import Competition, Roles
 from limbeck.competition.keeping import CompetitionError
 from limbeck.competition.pool import Pool
-from limbeck.competition.pool_records import Picture, Seed
+from limbeck.competition.pool_records import Augmentation, Author, Cost, Picture, Seed
 from limbeck.competition.prompts import PromptsConfig, load_prompts
 from limbeck.competition.rules import AskingConfig, Rules, decide
 from limbeck.data.examples import FileImage
@@ -34,7 +34,7 @@ class Speaking:
 
     def ask(
         self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
-    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         for request in requests:
             if request.id not in done:
                 self.asked.append(request)
@@ -154,6 +154,43 @@ def test_many_refusals_stop_with_their_reason(pool, tmp_path):
     with pytest.raises(CompetitionError, match="refused 6 of 6 calls; 6 times: this picture is too large"):
         competition(pool, refusing, tmp_path).answer(1)
     assert len(pool.refusals()) == 6
+
+
+def test_a_step_in_which_hardly_anything_is_answered_stops_early(tmp_path):
+    with Pool.open(tmp_path / "large.sqlite", create=True) as large:
+        large.add_seeds(Seed(name=str(number), picture=None, text=f"What is {number}?") for number in range(500))
+        refusing = Speaking("teacher", lambda request: Refusal(reason="no answer in 6 tries"))
+        with pytest.raises(
+            CompetitionError, match=r"refused 50 of 500 calls; .* goes on without them"
+        ):
+            competition(large, refusing, tmp_path).answer(1)
+        assert len(refusing.asked) == 50
+
+
+def test_what_was_written_from_seeds_that_are_no_longer_chosen_is_passed_over(pool, tmp_path):
+    loop = competition(pool, Speaking("teacher", teacher_says), tmp_path)
+    ratings = dict(enumerate([(9, 3), (10, 8), (9, 9)] * 2, start=1))
+    decisions = decide(1, range(1, 7), ratings, loop.rules, 0)
+    passed_over = next(each.instruction for each in decisions if not each.chosen)
+    author = Author(model="teacher", prompt=loop.prompts.augmentor.id)
+    pool.add_model("teacher", "teacher")
+    pool.add(
+        Augmentation(
+            round=1,
+            instruction=passed_over,
+            author=author,
+            attempt=0,
+            text="Name the colour of the roof over the old house",
+            verdict=None,
+            cost=Cost(prompt_tokens=1, new_tokens=1, seconds=1),
+        )
+    )
+    loop.answer(1)
+    new = loop.compete(1, student())
+    assert [each.instruction for each in pool.decisions(1) if not each.chosen] == [
+        each.instruction for each in decisions if not each.chosen
+    ]
+    assert passed_over not in {each.parent for each in new}
 
 
 def test_a_round_that_writes_nothing_says_why(pool, tmp_path):

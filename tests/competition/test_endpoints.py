@@ -196,7 +196,15 @@ def test_a_missing_key_is_an_error_before_anything_is_asked(monkeypatch: Any) ->
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["localhost:8000", "ftp://a/v1", "http://me:sesam@a/v1", "http://a/v1?key=sesam", [], ["http://a", "http://a/v1/"]],
+    [
+        "localhost:8000",
+        "ftp://a/v1",
+        "http://me:sesam@a/v1",
+        "http://a/v1?key=sesam",
+        "http://a/v1/chat/completions",
+        [],
+        ["http://a", "http://a/v1/"],
+    ],
 )
 def test_an_address_that_is_none_or_holds_a_key_is_refused(endpoint: Any) -> None:
     with pytest.raises(ValidationError) as error:
@@ -275,6 +283,22 @@ def test_a_rest_longer_than_patience_ends_it(serve: Serve) -> None:
     assert time.monotonic() - start < 3
 
 
+def test_a_server_that_asks_for_no_rest_is_not_hammered(serve: Serve) -> None:
+    server = serve(lambda body, count: Say(429, "limit", {"Retry-After": "0"}))
+    with pytest.raises(EndpointGone, match="429: limit"):
+        ask(asker(server, patience=1.0), requests(3))
+    assert len(server.bodies) < 30
+
+
+def test_a_model_that_spends_its_tokens_on_thinking_is_refused_at_once(serve: Serve) -> None:
+    server = serve(lambda body, count: completion(None, "length") if prompt_of(body) == "p0" else completion("well"))
+    found = ask(asker(server), requests(2))
+    assert found["r0"] == Refusal(
+        reason="nothing was said within max_new_tokens; a model that thinks first needs more of them"
+    )
+    assert server.calls["p0"] == 1
+
+
 def test_a_broken_picture_is_refused_and_never_sent(serve: Serve, tmp_path: Any) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff nothing")
 
@@ -323,8 +347,10 @@ def test_the_fingerprint_is_the_models_and_not_the_addresss(serve: Serve, caplog
     assert asker(serve(models=vllm), serve(models=vllm)).fingerprint == "m@llava-13b"
     with pytest.raises(AskingError, match="different models"):
         _ = asker(serve(models=vllm), serve()).fingerprint
-    assert asker(serve(models={"data": [{"id": "n"}]})).fingerprint == "m"
+    other = asker(serve(models={"data": [{"id": "n"}]}))
+    assert other.fingerprint == "m"
     assert "lists no model m; it has n" in caplog.text
+    assert other.doubts[0].endswith("lists no model m; it has n")
 
 
 def test_no_server_is_an_error_that_says_so() -> None:

@@ -225,6 +225,19 @@ def test_two_writers_are_one_too_many_and_readers_are_welcome(pool, tmp_path):
             reader.add(answer(2))
 
 
+def test_a_reader_who_may_not_write_beside_the_pool_sees_all_of_it(pool, monkeypatch):
+    pool.add(answer(1))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Pool.open(pool.path, readonly=True) as reader:
+        assert 1 in reader.answers("teacher", 0, TEACHER)
+
+
+def test_a_lock_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "pool.sqlite.writer").mkdir()
+    with pytest.raises(PoolError, match=r"pool\.sqlite\.writer: cannot be opened as wanted"):
+        Pool.open(tmp_path / "pool.sqlite", create=True)
+
+
 def test_a_pool_that_another_program_locks(pool):
     pool._file.connection.execute("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(pool.path, isolation_level=None)

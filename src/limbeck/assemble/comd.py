@@ -11,14 +11,23 @@ import torch
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from limbeck.assemble.shared import shipped
-from limbeck.assemble.writers import compare_tokenizer, eye, language_model, open_conversations, open_tokenizer
+from limbeck.assemble.writers import (
+    accepted,
+    compare_tokenizer,
+    eye,
+    language_model,
+    open_conversations,
+    open_tokenizer,
+)
 from limbeck.competition.asking import Asker
 from limbeck.competition.compete import Roles
 from limbeck.competition.endpoints import Endpoints
+from limbeck.competition.instruction_file import InstructionFileConfig, load_instruction_file
 from limbeck.competition.pool_conversations import Fits
 from limbeck.data.answer_spans import Unfit
 from limbeck.data.chat import Chat, ChatConfig
-from limbeck.data.conversations import Conversation, ConversationSource
+from limbeck.data.conversation_sources import load_conversation_source
+from limbeck.data.conversations import Conversation, ConversationSource, join
 from limbeck.data.decoder_tokenizer import DecoderIds
 from limbeck.data.model_chat import ModelChat
 from limbeck.data.processed import ProcessedDialogues, picture_tokens
@@ -61,7 +70,14 @@ def open_stage_sources(recipe: CoMDRecipe) -> dict[str, ConversationSource]:
 def open_instructions(recipe: CoMDRecipe) -> ConversationSource:
     """The pictures and instructions that the competition starts from. Raises DataError."""
     assert recipe.competition is not None
-    return open_conversations(recipe.competition.data, recipe.data)
+    base = Path(recipe.data.root)
+    sources = [
+        load_instruction_file(each, base)
+        if isinstance(each, InstructionFileConfig)
+        else load_conversation_source(each, base)
+        for each in recipe.competition.data
+    ]
+    return accepted(join(sources), recipe.data)
 
 
 def build_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource]) -> Student:

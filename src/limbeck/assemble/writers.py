@@ -30,7 +30,11 @@ from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
 
 def open_conversations(data: Sequence[ConversationSourceConfig], config: ConversationsConfig) -> ConversationSource:
     """The conversations of a recipe's sources. Raises DataError, also where too many records are broken."""
-    source = load_conversations(data, Path(config.root))
+    return accepted(load_conversations(data, Path(config.root)), config)
+
+
+def accepted(source: ConversationSource, config: ConversationsConfig) -> ConversationSource:
+    """The source. Raises DataError where too many of its records are broken."""
     total = len(source.conversations) + len(source.skipped)
     check_skipped(source.skipped, total, config.max_skipped, source.name)
     return source

@@ -5,7 +5,7 @@ A role of the competition (teacher, student, assessor, augmentor, judge) is fill
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +63,7 @@ class Asker(Protocol):
 
     def ask(
         self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
-    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         """Every request with its reply or refusal, as they finish, in any order; each exactly once.
 
         Requests whose id is `done` are answered already and left out; a model of this process must know of them all

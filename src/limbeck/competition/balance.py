@@ -108,14 +108,15 @@ class Balance:
             self._spawn(self._probe(server))
 
     def limited(self, server: Server, trouble: str, seconds: float | None) -> None:
-        """The server wants a rest of so many seconds; without a figure the rests grow while it goes on to say so."""
+        """The server wants a rest of at least so many seconds; the rests grow while it goes on to say so."""
         now = time.monotonic()
-        if server.rests_until > now and seconds is None:
-            return  # said by several calls of one moment
+        resting = server.rests_until > now  # said by several calls of one moment
+        if resting and seconds is None:
+            return
         server.trouble = trouble
-        pause = min(2.0**server.rests, 60.0) if seconds is None else seconds
-        pause *= 1 + random.random() / 4
-        server.rests += 1
+        growing = min((1.0 if seconds is None else 0.25) * 2.0**server.rests, 60.0)
+        pause = max(seconds or 0.0, growing) * (1 + random.random() / 4)
+        server.rests += not resting
         server.rests_until = max(server.rests_until, now + pause)
         asyncio.get_running_loop().call_later(pause, self._wake, len(self._waiting) + self._concurrency)
 

@@ -179,6 +179,8 @@ def _reply(text: str, seconds: float) -> Reply | Refusal:
         return Refusal(reason="the server's content filter")
     if choice.message.refusal and not choice.message.content:
         return Refusal(reason=f"the model refuses: {choice.message.refusal}")
+    if not choice.message.content and choice.finish_reason == "length":
+        return Refusal(reason="nothing was said within max_new_tokens; a model that thinks first needs more of them")
     if choice.message.content is None:
         raise TryAgain(f"a broken answer: no content (finish_reason {choice.finish_reason})")
     if choice.finish_reason not in (None, "stop", "length"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -112,7 +112,7 @@ class Competition:
                 f"{found['hard']} are hard, {found['easy']} easy, {found['unparsed']} have no scores that can be read"
             )
         augmentor = self._augment(number, seeds)
-        accepted, rejected = self._novel(number, augmentor, everything)
+        accepted, rejected = self._novel(number, augmentor, everything, chosen)
         if not accepted:
             reasons = Counter(each.verdict for each in self.pool.augmentations(number, augmentor) if each.verdict)
             reasons += Counter(rejected.values())
@@ -230,15 +230,20 @@ class Competition:
         return author
 
     def _novel(
-        self, number: int, author: Author, everything: Sequence[Instruction]
+        self, number: int, author: Author, everything: Sequence[Instruction], chosen: Container[int]
     ) -> tuple[tuple[Written, ...], dict[tuple[int, int, Author], str]]:
-        """What was written and is unlike every other instruction of its picture, and why the rest is not taken."""
+        """What was written from the `chosen` and is like no other instruction of its picture, and why not the rest.
+
+        What was written from others is passed over: refusals that were forgotten since can change what is chosen.
+        """
         by_id = {each.id: each for each in everything}
         novelty = Novelty()
         for each in everything:
             novelty.add(each.image, each.text)
         accepted, rejected = [], {}
         for each in self.pool.augmentations(number, author):
+            if each.instruction not in chosen:
+                continue
             seed = by_id[each.instruction]
             found = instruction(each.text, False, seed.text) if each.verdict is None else None
             if not isinstance(found, str):

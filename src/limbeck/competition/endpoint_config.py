@@ -46,6 +46,8 @@ class EndpointsConfig(Section):
                 raise ValueError(
                     f"wanted an address such as http://localhost:8000/v1, found {parts.hostname or value!r}"
                 )
+            if parts.path.rstrip("/").endswith("/completions"):
+                raise ValueError(f"{address}: wanted the address that /chat/completions comes behind")
             if parts.username or parts.password or parts.query:
                 raise ValueError(
                     f"{parts.hostname}: no name, password or query in an address; a key belongs into the environment "

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
+from typing import Any
 
 import openai
 
@@ -31,6 +32,8 @@ class Endpoints:
         """Raises AskingError where the key's environment variable is not set. Connects to nothing yet."""
         self._config = config
         self._key = Key(config.key_env)
+        self.doubts: list[str] = []
+        """what the servers say that may be wrong, once `fingerprint` has asked them"""
 
     @property
     def name(self) -> str:
@@ -54,7 +57,12 @@ class Endpoints:
             client = openai.OpenAI(base_url=url, api_key=self._key.value, timeout=PROBE_SECONDS, max_retries=0)
             client.organization = client.project = client.admin_api_key = None  # of the environment, not for others
             try:
-                said[url] = _made_from(client.get("/models", cast_to=object), self._config.model, url)
+                known = _models(client.get("/models", cast_to=object))
+                said[url] = _made_from(known, self._config.model)
+                if known and self._config.model not in known:
+                    names = ", ".join(map(str, list(known)[:8]))
+                    self.doubts.append(f"{url} lists no model {self._config.model}; it has {names}")
+                    logger.warning("%s", self.doubts[-1])
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403):
                     raise AskingError(f"{url} {error.status_code}: {self._key.advice}") from None
@@ -75,7 +83,7 @@ class Endpoints:
 
     def ask(
         self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
-    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         """Every request with its reply or refusal, as they finish; ending the iteration early cancels what is open.
 
         Calls are begun in the order of the requests, so that requests about one picture that stand together can share
@@ -87,7 +95,9 @@ class Endpoints:
             raise ValueError(f"{self.name}: two requests with the id {twice[0]!r}")
         return self._answers([request for request in requests if request.id not in done], temperature)
 
-    def _answers(self, requests: Sequence[Request], temperature: float) -> Iterator[tuple[Request, Reply | Refusal]]:
+    def _answers(
+        self, requests: Sequence[Request], temperature: float
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         if not requests:
             return
         run = Run(self._config, self._key, requests, temperature)
@@ -103,12 +113,14 @@ class Endpoints:
             thread.join()
 
 
-def _made_from(listed: object, model: str, url: str) -> str:
-    """The fingerprint out of a server's list of models."""
+def _models(listed: object) -> dict[Any, dict[str, Any]]:
+    """A server's models by name."""
     entries = listed.get("data") if isinstance(listed, dict) else None
-    known = {entry.get("id"): entry for entry in entries or [] if isinstance(entry, dict)}
-    if known and model not in known:
-        logger.warning("%s lists no model %s; it has %s", url, model, ", ".join(map(str, list(known)[:8])))
+    return {entry.get("id"): entry for entry in entries or [] if isinstance(entry, dict)}
+
+
+def _made_from(known: Mapping[Any, Mapping[str, Any]], model: str) -> str:
+    """The fingerprint of a model out of a server's models."""
     root = known.get(model, {}).get("root")
     name = PurePosixPath(root).name if isinstance(root, str) else ""
     return f"{model}@{name}" if name and name != PurePosixPath(model).name else model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,6 +16,9 @@ from limbeck.competition.rules import AskingConfig
 
 MOST_REFUSED = 0.1
 """Share of one step's calls past which so many refusals stop the run: something is wrong with more than a picture."""
+
+SURELY_REFUSED = 50
+"""So many refusals, and more of them than answers, stop a step before it has asked everything."""
 
 Key = TypeVar("Key")
 Call = tuple[Request, Callable[[Reply], Result], Callable[[str], Refused]]
@@ -44,19 +48,27 @@ def ask(
     requests = [request for request, _, _ in calls.values()]
     requests.sort(key=lambda request: request.image.key if request.image else "")  # servers keep a picture's prefix
     refused: list[str] = []
-    with tqdm(total=len(calls), initial=len(done), desc=name, unit="call", disable=not progress) as bar:
-        for request, outcome in asker.ask(requests, temperature=writing.temperature, done=done):
+    answered, hopeless = 0, False
+    asking = asker.ask(requests, temperature=writing.temperature, done=done)
+    bar = tqdm(total=len(calls), initial=len(done), desc=name, unit="call", disable=not progress)
+    with closing(asking), bar:
+        for request, outcome in asking:
             keep, refuse = outcomes[request.id]
             if isinstance(outcome, Refusal):
                 refused.append(outcome.reason)
                 pool.add(refuse(outcome.reason))
             else:
+                answered += 1
                 pool.add(keep(outcome))
             bar.update()
-    if len(refused) > max(1, MOST_REFUSED * len(calls)):
+            hopeless = len(refused) >= SURELY_REFUSED and len(refused) > answered
+            if hopeless:
+                break
+    if hopeless or len(refused) > max(1, MOST_REFUSED * len(calls)):
         raise CompetitionError(
             f"{name}: {asker.name} refused {len(refused)} of {len(calls)} calls; {counted(Counter(refused))}. "
-            "They are kept in the pool; `limbeck pool forget` lets them be asked again"
+            "They are kept in the pool, and the same command goes on without them; `limbeck pool forget` lets them be "
+            "asked again"
         )
 
 

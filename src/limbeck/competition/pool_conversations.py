@@ -37,7 +37,7 @@ def seeds_of(source: ConversationSource, images: Path | None = None) -> Iterator
         picture = picture_of(conversation.image, images) if conversation.image else None
         for single in unroll(conversation):
             ((text, answer),) = single.exchanges
-            yield Seed(name=single.id, picture=picture, text=text, answer=answer)
+            yield Seed(name=single.id, picture=picture, text=text, answer=answer or None)
 
 
 def pictures_of(source: ConversationSource, images: Path | None = None) -> dict[str, ImageSource]:

@@ -178,7 +178,7 @@ class PoolFile:
         address = self.path.absolute().as_uri()
         if not self.readonly:
             connection = sqlite3.connect(f"{address}?mode=rwc", uri=True, isolation_level=None, timeout=30)
-        elif os.access(self.path.parent, os.W_OK):
+        elif os.access(self.path.parent, os.W_OK) or self.path.with_name(f"{self.path.name}-wal").exists():
             connection = sqlite3.connect(f"{address}?mode=ro", uri=True, isolation_level=None, timeout=30)
         else:  # readers share a file beside the pool, which cannot be made here
             connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True, isolation_level=None)
@@ -228,8 +228,9 @@ def _hold(path: Path) -> sqlite3.Connection:
     lock = path.with_name(f"{path.name}.writer")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     me = f"process {os.getpid()} on {socket.gethostname()}, since {started}"
-    connection = sqlite3.connect(lock, isolation_level=None, timeout=2)
+    connection = None
     try:
+        connection = sqlite3.connect(lock, isolation_level=None, timeout=2)
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("CREATE TABLE IF NOT EXISTS writer (one INTEGER PRIMARY KEY, who TEXT) STRICT")
         connection.execute("INSERT OR REPLACE INTO writer VALUES (1, ?)", (me,))
@@ -238,8 +239,9 @@ def _hold(path: Path) -> sqlite3.Connection:
         return connection
     except sqlite3.DatabaseError as error:
         busy = _code(error) == sqlite3.SQLITE_BUSY
-        who = _holder(connection) if busy else None
-        connection.close()
+        who = _holder(connection) if busy and connection is not None else None
+        if connection is not None:
+            connection.close()
         if not busy:
             raise _explain(error, lock) from error
         raise PoolError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, overload
 
 import numpy as np
@@ -44,9 +45,9 @@ class Conversation:
 
     @property
     def exchanges(self) -> list[tuple[str, str]]:
-        """(user's text, answer) of a conversation whose turns `check_turns` accepts."""
+        """(user's text, answer), as `check_turns` accepts turns; the answer is "" where the last has none."""
         said = [turn.text for turn in self.turns if turn.role != "system"]
-        return list(zip(said[::2], said[1::2], strict=True))
+        return list(zip_longest(said[::2], said[1::2], fillvalue=""))
 
 
 class Conversations(Sequence[Conversation]):

@@ -56,7 +56,9 @@ def _servers(recipe: CoMDRecipe) -> list[Finding]:
         )
         if isinstance(config, EndpointsConfig):
             try:
-                findings.append(Finding(role, "ok", f"{config.model} answers: {Endpoints(config).fingerprint}"))
+                server = Endpoints(config)
+                text = "; ".join([f"{config.model} answers: {server.fingerprint}", *server.doubts])
+                findings.append(Finding(role, "warning" if server.doubts else "ok", text))
             except AskingError as error:
                 findings.append(Finding(role, "failed", str(error)))
     return findings

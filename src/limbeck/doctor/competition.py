@@ -6,15 +6,19 @@ own pools: 84K, 90K and 110K instructions after 220K), and how long answers are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from limbeck.assemble.comd import open_instructions
+from limbeck.assemble.writers import open_conversations
 from limbeck.competition.endpoint_config import EndpointsConfig
 from limbeck.competition.prompts import Prompts, load_prompts
+from limbeck.data.conversations import group_starts
+from limbeck.data.examples import DataError
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, RoleConfig
 
 ADDED = (84 / 220, 90 / 304, 110 / 394)
@@ -61,15 +65,29 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Before:
+    """What one stage before the competition trains on."""
+
+    name: str
+    kind: str
+    conversations: int | None
+    """None where its data are not here"""
+    steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A competition's calls and tunings, as far as they can be foreseen."""
+    """A competition's calls and tunings, and the stages before it, as far as they can be foreseen."""
 
     instructions: int
     pictures: int
     pool: int
     """instructions in the end"""
     calls: tuple[Calls, ...]
+    stages: tuple[Before, ...]
     tunings: tuple[Tuning, ...]
+    processes: int
+    """that share each step (torchrun's WORLD_SIZE)"""
     roles: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +99,7 @@ class Plan:
 
 
 def plan_of(recipe: CoMDRecipe) -> Plan:
-    """Read the recipe's instructions and foresee its competition. Nothing is asked and no model is loaded.
+    """Read the recipe's data and foresee its stages and competition. Nothing is asked and no model is loaded.
 
     Raises RecipeError, DataError, PromptError.
     """
@@ -108,7 +126,9 @@ def plan_of(recipe: CoMDRecipe) -> Plan:
         pictures=len(pictures),
         pool=sum(sizes),
         calls=tuple(calls),
+        stages=tuple(_stages(recipe)),
         tunings=tuple(tunings),
+        processes=_processes(),
         roles=_roles(recipe),
     )
 
@@ -179,12 +199,37 @@ def _tuning(number: int, size: int, per_picture: float, recipe: CoMDRecipe, leng
     assert recipe.competition is not None
     settings = recipe.training | recipe.competition.tuning.training
     conversations = ceil(size / per_picture)
-    batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
-    steps = settings.get("max_steps", -1)
-    if steps <= 0:
-        steps = ceil(conversations / batch * settings.get("num_train_epochs", 3))
     tokens = size * (lengths.instruction + lengths.answer) + conversations * PICTURE
-    return Tuning(number=number, instructions=size, conversations=conversations, tokens=round(tokens), steps=steps)
+    return Tuning(
+        number=number,
+        instructions=size,
+        conversations=conversations,
+        tokens=round(tokens),
+        steps=_steps(conversations, settings),
+    )
+
+
+def _stages(recipe: CoMDRecipe) -> Iterator[Before]:
+    for stage in recipe.stages:
+        try:
+            count = len(group_starts(open_conversations(stage.data, recipe.data))) - 1
+        except DataError:
+            count = None
+        steps = None if count is None else _steps(count, recipe.training | stage.training)
+        yield Before(name=stage.name, kind=stage.kind, conversations=count, steps=steps)
+
+
+def _steps(conversations: int, settings: Mapping[str, Any]) -> int:
+    """Optimizer steps by TrainingArguments' own names."""
+    steps = settings.get("max_steps", -1)
+    if steps > 0:
+        return steps
+    batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
+    return ceil(conversations / (batch * _processes()) * settings.get("num_train_epochs", 3))
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _roles(recipe: CoMDRecipe) -> dict[str, str]:

@@ -25,12 +25,19 @@ def print_plan(console: Console, plan: Plan) -> None:
     asked.add_row("", "all", "", *sums, f"{total['hours']:.3g}")
     console.print(asked, highlight=False)
     trained = Table(title="what is trained", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in ("tuning", "instructions", "conversations", "tokens", "steps"):
-        trained.add_column(name, justify="right")
+    for name in ("stage", "instructions", "conversations", "tokens", "steps"):
+        trained.add_column(name, justify="left" if name == "stage" else "right")
+    for each in plan.stages:
+        numbers = ("its data are not here", "", "")
+        if each.conversations is not None and each.steps is not None:
+            numbers = (count_of(each.conversations), "", f"{each.steps:,}")
+        trained.add_row(f"{each.name} ({each.kind})", "", *numbers)
     for each in plan.tunings:
         numbers = (count_of(each.instructions), count_of(each.conversations), count_of(each.tokens), f"{each.steps:,}")
-        trained.add_row(str(each.number), *numbers)
+        trained.add_row(f"tuning {each.number}", *numbers)
     console.print(trained, highlight=False)
+    many = "process" if plan.processes == 1 else "processes"
+    console.print(f"Steps are those of {plan.processes} {many}; WORLD_SIZE=8 before the command plans for eight.")
     console.print(
         f"{plan.instructions:,} instructions about {plan.pictures:,} pictures, about {count_of(plan.pool)} in the end. "
         "How many a round adds is the paper's share, a third more each time; "

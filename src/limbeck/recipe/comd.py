@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from itertools import product
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from limbeck.competition.endpoints import EndpointsConfig
+from limbeck.competition.instruction_file import InstructionFileConfig
 from limbeck.competition.rules import Rules
 from limbeck.config import Section
 from limbeck.data.chat import ChatConfig
-from limbeck.data.conversation_sources import ConversationSourceConfig
+from limbeck.data.conversation_sources import AnyConversations, ConversationSourceConfig
 from limbeck.data.decoder_tokenizer import BpeTokenizer, DecoderTokenizerConfig
-from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
+from limbeck.evaluation.generative.benchmarks import BenchmarkConfig, check_benchmarks
 from limbeck.evaluation.generative.model import AnsweringConfig
 from limbeck.recipe.shared import RunSettings, StageSettings, check_stages, check_training
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
+
+ROLES = ("teacher", "assessor", "augmentor", "judge")
+HOW_SERVERS_ARE_ASKED = ("endpoint", "key_env", "concurrency", "timeout", "retries", "patience", "length_field")
+"""Fields of a role that change no answer: a run goes on with the same model elsewhere."""
 
 
 class StudentChoice(Section):
@@ -51,7 +57,7 @@ class LocalRole(Section):
 
 def _where(value: Any) -> str:
     """Which kind of role a section is: a model's folder, unless it names a server."""
-    keys = value if isinstance(value, dict) else type(value).model_fields
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
     return EndpointsConfig.__name__ if "endpoint" in keys else LocalRole.__name__
 
 
@@ -91,10 +97,13 @@ class TuningConfig(Section):
     """TrainingArguments of each tuning"""
 
 
+InstructionSourceConfig = Annotated[AnyConversations | InstructionFileConfig, Field(discriminator="source")]
+
+
 class CompetitionConfig(Rules):
     """The loop (the paper's Algorithm 1), by its rules."""
 
-    data: tuple[ConversationSourceConfig, ...] = Field(min_length=1)
+    data: tuple[InstructionSourceConfig, ...] = Field(min_length=1)
     """pictures and instructions of the first pool; what is answered in them is dropped"""
     tunings: int = Field(default=4, ge=1)
     """after each but the last, both are assessed and the pool is augmented"""
@@ -113,6 +122,12 @@ class CoMDEvaluationConfig(Section):
 class CoMDRecipe(RunSettings):
     """Everything that a CoMD run does."""
 
+    changeable: ClassVar[tuple[str, ...]] = (
+        *RunSettings.changeable,
+        "data.dialogues.max_left_out",
+        "judge",  # named later, or no more
+        *(f"{role}.{name}" for role, name in product(ROLES, HOW_SERVERS_ARE_ASKED)),
+    )
     method: Literal["comd"]
     student: StudentChoice
     tokenizer: DecoderTokenizerConfig | None = None
@@ -150,6 +165,7 @@ class CoMDRecipe(RunSettings):
         if clash:
             raise ValueError(f"stages: {', '.join(sorted(clash))} is the name of a tuning; choose another")
         check_stages(self.training, self.stages)
+        check_benchmarks(self.evaluation.benchmarks, judge=self.judge is not None)
         if self.competition is not None:
             check_training("competition.tuning.training", self.competition.tuning.training)
         return self

@@ -11,7 +11,7 @@ from limbeck.data.chat import ChatConfig
 from limbeck.data.conversation_sources import ConversationSourceConfig
 from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
 from limbeck.data.encoded_conversations import DialoguesConfig
-from limbeck.evaluation.generative.benchmarks import BenchmarkConfig
+from limbeck.evaluation.generative.benchmarks import BenchmarkConfig, check_benchmarks
 from limbeck.evaluation.generative.model import AnsweringConfig
 from limbeck.recipe.shared import RunSettings, StageSettings, check_stages
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
@@ -118,4 +118,5 @@ class CTVLMRecipe(RunSettings):
     @model_validator(mode="after")
     def _consistent(self) -> CTVLMRecipe:
         check_stages(self.training, self.stages)
+        check_benchmarks(self.evaluation.benchmarks, judge=False)
         return self

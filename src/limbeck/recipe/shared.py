@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
@@ -52,6 +52,8 @@ class RunSettings(Section):
     """TrainingArguments by their own names"""
     schedule: ScheduleConfig | None = None
     """None: TrainingArguments' lr_scheduler_type"""
+    changeable: ClassVar[tuple[str, ...]] = ("data.max_skipped",)
+    """globs over keys that change no result: a run folder goes on where they differ"""
     gradient_share_steps: int = Field(default=200, ge=0)
     """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
 

@@ -44,7 +44,7 @@ from limbeck.competition.pool_conversations import pictures_of, regroup, seeds_o
 from limbeck.competition.pool_records import Instruction
 from limbeck.competition.prompts import load_prompts
 from limbeck.data.conversations import ConversationSource
-from limbeck.data.examples import Skipped
+from limbeck.data.examples import FileImage, ImageSource, Skipped
 from limbeck.data.processed import ProcessedDialogues
 from limbeck.distributed import device_here, rank
 from limbeck.evaluation.generative.asker import LocalAsker
@@ -165,7 +165,7 @@ class _Rounds:
         self.config: CompetitionConfig = recipe.competition
         self.judge = judge
         self.root = Path(recipe.data.root)
-        self.images = pictures_of(instructions, self.root)
+        self.images: dict[str, ImageSource] = pictures_of(instructions, self.root)
         self.numbers = {tuning_name(number): number for number in range(1, recipe.tunings + 1)}
         self.pool: Pool | None = None
         self.competition: Competition | None = None
@@ -173,6 +173,7 @@ class _Rounds:
             folder.mkdir(parents=True, exist_ok=True)
             self.pool = Pool.open(folder / POOL, create=True)
             self.pool.add_seeds(seeds_of(instructions, self.root))
+            self._add_imported(self.pool)
         if self.pool is not None and roles is not None:
             prompts = load_prompts(self.config.prompts, self.root)
             self.competition = Competition(self.pool, roles, prompts, self.config, self.images, seed=recipe.seed)
@@ -184,9 +185,12 @@ class _Rounds:
         if self.competition is not None and not file.exists():
             answered = self.competition.answer(number)
             lines = [asdict(each) | {"answer": said} for each, said in answered]
-            write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
         while not file.exists():
             time.sleep(WAIT)
+        if self.pool is None:
+            with Pool.open(self.folder / POOL, readonly=True) as pool:
+                self._add_imported(pool)
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         answered = [
             (Instruction(**{name: line[name] for name in line if name != "answer"}), line["answer"]) for line in lines
@@ -195,6 +199,12 @@ class _Rounds:
         dataset = build_dialogues(self.recipe, source, self.student, self.config.tuning.chat)
         _list_left_out(self.folder, dataset.left_out)
         return dataset
+
+    def _add_imported(self, pool: Pool) -> None:
+        """The pictures of instructions that `limbeck pool import` added."""
+        self.images |= {
+            id: FileImage(path) for id, path in pool.images().items() if path is not None and id not in self.images
+        }
 
     def between(self, stage: Stage) -> None:
         """What follows a tuning: the student is tried, competes, and new instructions are written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ def check_training(folder: Path, recipe: RunSettings, stages: Sequence[StageSett
 
 
 def refuse_another_recipe(folder: Path, recipe: RunSettings) -> None:
-    """Make sure that a run folder that is there already belongs to this very recipe."""
+    """Make sure that a run folder that is there already belongs to this recipe, but for what changes no result."""
     path = folder / "recipe.yaml"
     if not path.exists():
         return
-    changed = _differences(yaml.safe_load(path.read_text()), json.loads(recipe.model_dump_json()))
+    old, new = yaml.safe_load(path.read_text(encoding="utf-8")), json.loads(recipe.model_dump_json())
+    changed = [key for key in _differences(old, new) if not any(fnmatchcase(key, glob) for glob in recipe.changeable)]
     changed.sort(key=lambda key: key != "method")
     if changed:
         raise RecipeError(

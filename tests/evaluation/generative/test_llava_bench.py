@@ -1,7 +1,7 @@
 """LLaVA's open-ended benchmarks: official files and prompts, the figures of recorded GPT-4 reviews, a judge at work."""
 
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Scripted:
 
     def ask(
         self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
-    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         assert temperature == 0.2
         for request in reversed([request for request in requests if request.id not in done]):
             if self.last is not None and len(self.asked) == self.last:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 
 import torch
 
@@ -31,7 +31,7 @@ class LocalAsker:
 
     def ask(
         self, requests: Sequence[Request], *, temperature: float, done: Container[str] = ()
-    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         """Every request that is not `done` with its reply, batch by batch."""
         texts = {request.id: self.model.render(request.prompt, int(request.image is not None)) for request in requests}
         lengths = {id: self.model.length(text) for id, text in texts.items()}
@@ -48,7 +48,7 @@ class LocalAsker:
 
     def _answered(
         self, batch: Sequence[Request], texts: dict[str, str], temperature: float
-    ) -> Iterator[tuple[Request, Reply | Refusal]]:
+    ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
         started, opened, images = time.perf_counter(), [], []
         for request in batch:
             try:

@@ -108,6 +108,19 @@ def with_predictions(items: Sequence[Item], predictions: Mapping[str, str]) -> l
     return [{"id": item.id, **item.row, "prompt": item.prompt, "prediction": predictions[item.id]} for item in items]
 
 
+def check_benchmarks(configs: Sequence[AnyBenchmark], *, judge: bool) -> None:
+    """Raise ValueError where two have one name, or one wants a judge and there is none."""
+    names = [config.name or config.benchmark for config in configs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"evaluation.benchmarks: wanted different names, found {', '.join(names)}; give each a `name`")
+    for index, config in enumerate(configs):
+        if isinstance(config, JudgedConfig) and not judge:
+            raise ValueError(
+                f"evaluation.benchmarks.{index}: {config.benchmark} wants a judge and there is none; name one "
+                "(`judge`: a model's folder or an endpoint), or leave the benchmark out"
+            )
+
+
 def evaluate_generative(
     model: GenerativeModel,
     configs: Sequence[AnyBenchmark],
@@ -127,15 +140,10 @@ def evaluate_generative(
     keep its reviews in ``<name>_reviews.jsonl`` too. Raises ValueError where two have one name or a benchmark wants a
     judge and there is none, DataError.
     """
+    if not configs:
+        raise ValueError("evaluation: wanted benchmarks, found none")
+    check_benchmarks(configs, judge=judge is not None)
     names = [config.name or config.benchmark for config in configs]
-    if len(set(names)) < len(names) or not names:
-        raise ValueError(f"evaluation: wanted benchmarks of different names, found {', '.join(names) or 'none'}")
-    for config in configs:
-        if isinstance(config, JudgedConfig) and judge is None:
-            raise ValueError(
-                f"benchmark {config.benchmark} wants a judge and there is none; name one (`judge`: a model's folder or "
-                "an endpoint), or leave the benchmark out"
-            )
     loaded = [load_benchmark(config, base) for config in configs]
     out = folder / "evaluation"
     summary: dict[str, Any] = {}
