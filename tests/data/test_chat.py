@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_tokenizers import bpe, llama
+from pydantic import ValidationError
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from limbeck.data.answer_spans import Encoded, Unfit
 from limbeck.data.chat import TEMPLATES, Chat, ChatConfig, encode_conversation
-from limbeck.data.conversations import Conversation, Turn
+from limbeck.data.conversations import IMAGE, Conversation, Turn
 from limbeck.data.decoder_tokenizer import DecoderFolder, conversation_texts, load_decoder_tokenizer
 from limbeck.data.examples import DataError, FileImage
 from limbeck.data.llava import LlavaConfig, load_llava
@@ -28,6 +29,7 @@ DIALOGUE = Conversation(
         turn for n, a in enumerate(ANSWERS) for turn in (Turn("user", f"Who is {n}?\nSay it."), Turn("assistant", a))
     ),
 )
+WORDS = ("<unk>", "<s>", "</s>", ". ASSISTANT:", "ASSISTANT:")
 CAPTION = Conversation("b", PICTURE, (Turn("user", "Describe it."), Turn("assistant", "a dog on a mat")))
 
 
@@ -74,6 +76,49 @@ def test_vicuna_v1_writes_what_llava_15_trains_on(tokenizers):
     assert written == f"<s>{system} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>"
     short = chat(tokenizers["bpe"], "vicuna_v1", system="").text(Conversation("a", None, turns[:2]))
     assert short == "<s>USER: Q1 ASSISTANT: A1</s>"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "llama", "llama legacy"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_marker_ends_where_the_first_answer_begins(tokenizers, kind, template):
+    writer = chat(tokenizers[kind], template)
+    marker = writer.answer_marker
+    if template == "plain":
+        assert marker == []
+        return
+    ids, labels = encode_conversation(DIALOGUE, writer, 3)
+    places = [place for place in range(len(ids)) if ids[place : place + len(marker)].tolist() == marker]
+    ends = [place + len(marker) - 1 for place in places]
+    assert len(ends) == len(ANSWERS)
+    assert ends[0] == int(np.flatnonzero(labels != IGNORE)[0])
+
+
+def test_a_marker_that_changes_with_the_question_is_refused():
+    backend = Tokenizer(models.WordLevel({token: number for number, token in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"<\w+>|\. ASSISTANT:|ASSISTANT:|[^.<]"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<unk>", unk_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, "</s>", "<s>"]})
+    with pytest.raises(DataError, match=r"chat template vicuna_v1: behind the question 'so\.' this tokenizer cuts"):
+        chat(tokenizer, "vicuna_v1").answer_marker
+
+
+def test_the_picture_stands_behind_every_other_first_question_where_asked(tokenizers):
+    chat = Chat(tokenizers["bpe"], ChatConfig(template="vicuna_v1", system="", picture="either"))
+    turns = (Turn("user", "Is it?"), Turn("assistant", "yes"), Turn("user", "why?"), Turn("assistant", "so"))
+    texts = [chat.text(Conversation(id=str(number), image=PICTURE, turns=turns)) for number in range(400)]
+    first = [f"USER: {IMAGE}\nIs it? ASSISTANT:" in text for text in texts]
+    behind = [f"USER: Is it?\n{IMAGE} ASSISTANT:" in text for text in texts]
+    assert [one != other for one, other in zip(first, behind, strict=True)] == [True] * 400
+    assert 160 < sum(behind) < 240
+    assert all(text.count(IMAGE) == 1 for text in texts)
+    one = Conversation(id=str(behind.index(True)), image=PICTURE, turns=turns)
+    ids, labels = encode_conversation(one, chat, 5)
+    assert (ids == chat.ids.image).sum() == 5
+    assert (labels != IGNORE).any()
+    with pytest.raises(ValidationError, match="template plain has no question"):
+        ChatConfig(template="plain", picture="either")
 
 
 def test_the_other_templates_write_their_own_marks(tokenizers):

@@ -18,8 +18,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
+from pydantic import model_validator
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.config import Section
@@ -67,6 +69,9 @@ class Template:
     """the picture and one answer; what the user says is left out"""
 
 
+QUESTIONS = ("Is it?", "so.", *BEGINNINGS)
+"""Questions that end differently."""
+
 TEMPLATES: dict[TemplateName, Template] = {
     "vicuna_v1": Template(
         system="A chat between a curious user and an artificial intelligence assistant. "
@@ -110,6 +115,16 @@ class ChatConfig(Section):
     template: TemplateName = "vicuna_v1"
     system: str | None = None
     """the system prompt of conversations that have none; null: the template's own; "": none"""
+    picture: Literal["first", "either"] = "first"
+    """before the first question; or, in every other conversation by its id, behind it (CoMD, Eq. 2)"""
+
+    @model_validator(mode="after")
+    def _has_a_question(self) -> ChatConfig:
+        if self.picture == "either" and TEMPLATES[self.template].caption_only:
+            raise ValueError(
+                f"picture: either: template {self.template} has no question for the picture to stand behind"
+            )
+        return self
 
 
 class Chat:
@@ -147,6 +162,27 @@ class Chat:
         if isinstance(written, Unfit):
             raise written
         return written[0]
+
+    @property
+    def answer_marker(self) -> list[int]:
+        """The tokens between a question and its answer. Raises DataError where they change with the question."""
+        mark = self.template.user_close + self.template.assistant_open
+        found = []
+        for question in QUESTIONS:
+            turns = (Turn("user", question), Turn("assistant", "Yes"))
+            written = self._write(Conversation(id="a trial", image=FileImage("a trial"), turns=turns))
+            assert not isinstance(written, Unfit)
+            text, [(begin, _)] = written
+            encoding = self.tokenizer.backend_tokenizer.encode(text[:begin], add_special_tokens=False)
+            start = begin - len(mark.lstrip())
+            found.append([number for number, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if end > start])
+        other = next((number for number, ids in enumerate(found) if ids != found[0]), None)
+        if other is not None:
+            raise DataError(
+                f"chat template {self.config.template}: behind the question {QUESTIONS[other]!r} this tokenizer cuts "
+                f"{mark!r} otherwise than behind {QUESTIONS[0]!r}; choose another template"
+            )
+        return found[0]
 
     @property
     def jinja(self) -> str:
@@ -206,14 +242,24 @@ class Chat:
         spans = []
         for number, (question, answer) in enumerate(exchanges):
             text += table.user_open
+            asked = "" if table.caption_only else question.strip()
             if number == 0:
-                text += (system if table.system_inside else "") + (table.image if conversation.image else "")
-            text += ("" if table.caption_only else question.strip()) + table.user_close + table.assistant_open
+                text += system if table.system_inside else ""
+                asked = self._with_picture(asked, conversation)
+            text += asked + table.user_close + table.assistant_open
             begin = len(text)
             text += table.answer_open + answer.strip() + table.answer_close + table.stop
             spans.append((begin, len(text)))
             text += table.turn_close
         return text, spans
+
+    def _with_picture(self, question: str, conversation: Conversation) -> str:
+        """The first question with the picture's place, if there is one."""
+        if conversation.image is None:
+            return question
+        if self.config.picture == "either" and crc32(conversation.id.encode()) % 2:
+            return f"{question}\n{IMAGE}"
+        return self.template.image + question
 
     def _check_control_tokens(self) -> None:
         """Everything in the template that looks like a control token must be one."""
