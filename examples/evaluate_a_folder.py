@@ -38,7 +38,7 @@ args = options.parse_args()
 model, tokenizer = open_student(Path(shipped(args.model)))
 print(f"{model.config.family}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
 
-# %% On what, and how. Your own pictures: `source: jsonl`, `karpathy`, `vqa`... (docs/data.md)
+# %% On what, and how. Your own pictures: `source: jsonl`, `karpathy`, `vqa_v2`... (docs/data.md)
 config = EvaluationConfig(
     data=(ScenesConfig(source="builtin:scenes", split="test", count=args.pictures, vocabulary=48),),
     retrieval=RetrievalTask(k_test=8),
