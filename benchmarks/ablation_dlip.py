@@ -22,15 +22,15 @@ from harness import Claim, parser, publish
 from quality_dlip import DISTILLED, SMOKE
 from training_runs import Scores, gain, lasting, line, numbers, train
 
-from limbeck.methods.dlip import expand_weights
-from limbeck.methods.passes import FAMILY_PASSES
+from limbeck.methods.passes import PASSES
+from limbeck.methods.weights import expand_weights
 
 VLP = ("contrastive", "matching", "language", "answer")
 TERMS = (
     *VLP,
-    *(f"hidden/{name}" for name in FAMILY_PASSES["blip"]),
+    *(f"hidden/{name}" for name in PASSES),
     *("attention/image/self", "attention/text/self"),
-    *(f"attention/{name}/{kind}" for name in FAMILY_PASSES["blip"][2:] for kind in ("self", "cross")),
+    *(f"attention/{name}/{kind}" for name in PASSES[2:] for kind in ("self", "cross")),
 )
 """Every loss term of a BLIP that is distilled"""
 

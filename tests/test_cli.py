@@ -1,8 +1,11 @@
+import errno
 import json
 import subprocess
 import sys
 
 import pytest
+
+from limbeck import cli
 
 BINARY = [sys.executable, "-m", "limbeck.cli"]
 
@@ -30,6 +33,24 @@ def test_a_shown_recipe_is_a_recipe_again(tmp_path):
     path.write_text(shown)
     assert run("recipe", "show", str(path)).stdout == shown
     assert "seed: 7" in shown
+
+
+def test_a_shown_recipe_is_not_folded(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    place = "/".join(["a-rather-long-name"] * 8)
+    path.write_text(run("recipe", "show", "dlip/quickstart", f"output={place}").stdout)
+    assert f"output: {place}\n" in path.read_text()
+
+
+def test_a_disk_that_takes_nothing_is_one_message(monkeypatch, capsys):
+    def write():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/log.jsonl")
+
+    monkeypatch.setattr(cli, "app", write)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x/log.jsonl'\n"
 
 
 def test_the_schema_is_json_and_knows_the_sections():

@@ -86,6 +86,17 @@ def test_the_second_tuning_trains_on_what_the_round_wrote(run):
     }
 
 
+def test_an_evaluation_is_one_models(run, teacher, tmp_path):
+    recipe = str(run.with_name("recipe.yaml"))
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["evaluate", str(run), recipe, "--out", str(tmp_path / "eval")])
+        assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["vqa"] == json.loads((run / "evaluation" / "summary.json").read_text())["vqa"]
+    other = CliRunner().invoke(app, ["evaluate", str(teacher), recipe, "--out", str(tmp_path / "eval")])
+    assert isinstance(other.exception, RecipeError)
+    assert "holds the evaluation of another model; give --out a folder of its own" in str(other.exception)
+
+
 def test_the_page_tells_of_the_competition(run):
     done = CliRunner().invoke(app, ["report", str(run)])
     assert done.exit_code == 0, done.exception
@@ -214,6 +225,15 @@ def test_a_model_that_fills_several_roles_is_opened_once(eye, teacher, tmp_path)
     roles = models.roles(recipe)
     askers = [cast(LocalAsker, each) for each in (roles.assessor, roles.augmentor, models.asker(recipe.judge))]
     assert all(asker.model is cast(LocalAsker, roles.teacher).model for asker in askers)
+
+
+def test_pictures_are_normalised_as_the_eye_was_trained(eye, teacher, tmp_path):
+    own = tmp_path / "eye"
+    shutil.copytree(eye, own)
+    (own / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.4] * 3}))
+    built = build_student(cast(CoMDRecipe, load_recipe(str(competition_recipe(tmp_path, own, teacher)))), {})
+    assert built.processor.image_processor.image_mean == (0.5,) * 3
+    assert built.processor.image_processor.image_std == (0.4,) * 3
 
 
 def test_a_finished_student_is_asked_with_the_template_it_is_tuned_with(run, teacher, tmp_path):

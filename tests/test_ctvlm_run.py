@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from limbeck.assemble.ctvlm import build_dialogues, build_models, open_sources
+from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.decoder_tokenizer import BOS, EOS, PAD, train_bpe
 from limbeck.data.example_conversations import SHORT_ANSWER
 from limbeck.evaluation.generative.benchmarks import load_benchmark
@@ -220,15 +222,42 @@ def test_a_pretrained_large_model_survives_saving_and_going_on(eye, tmp_path, ti
     assert head.equal(weights["duet.large.model.embed_tokens.weight" if tied else "duet.large.lm_head.weight"])
 
 
-@pytest.mark.parametrize("role", ["tiny", "large"])
-def test_a_model_of_another_tokenizer_is_refused_with_the_first_token_that_differs(eye, tmp_path, role):
+def test_the_eyes_own_normalisation_is_trained_and_saved_with(tmp_path):
+    eye, settings = write_eye(tmp_path / "eye"), {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (eye / "preprocessor_config.json").write_text(json.dumps(settings))
+    dialogues = {"max_length": 192, "needs_image": True, "pad_to_square": True}
+    changes = {"training": ONE_STEP, "data": {"dialogues": dialogues}, "evaluation": {"models": []}}
+    recipe = load_recipe(str(write_ctvlm_recipe(tmp_path, eye, [stage("tune")], **changes)))
+    run = run_recipe(recipe)
+    sources = open_sources(recipe)
+    tokenizer = open_tokenizer(recipe.tokenizer, tmp_path, sources.values())
+    data = build_dialogues(recipe, sources, tokenizer, build_models(recipe, tokenizer))["tune"]
+    trained = data.collate([data[0]])["pixel_values"]
+    for role in ROLES.values():
+        processor = AutoProcessor.from_pretrained(run / role / "student").image_processor
+        assert {name: list(getattr(processor, name)) for name in settings} == settings
+        asked = processor(data.source.conversations[0].image.open(), return_tensors="pt")["pixel_values"]
+        assert (asked - trained).abs().mean() < 0.05
+
+
+def test_the_saved_duet_knows_where_an_answer_begins(finished):
+    folder = finished.with_name("run") / "student"
+    marker = AutoModelForImageTextToText.from_pretrained(folder).config.answer_marker
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.tokenizer.decode(marker).strip() == "ASSISTANT:"
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is the red fish?"}]}]
+    ids = processor.tokenizer(processor.apply_chat_template(turns, add_generation_prompt=True)).input_ids
+    assert ids[-len(marker) :] == marker
+
+
+def test_a_model_of_another_tokenizer_is_refused_with_the_first_token_that_differs(eye, tmp_path):
     words, other = words_of("a red fish beside a cup"), words_of("seven grey owls under one umbrella")
     large = write_language_model(tmp_path / "large", words, tied=False)
     foreign = write_language_model(tmp_path / "foreign", other, tied=False)
-    recipe = pretrained_recipe(tmp_path, eye, large, [stage("tune")], **{role: foreign})
+    recipe = pretrained_recipe(tmp_path, eye, large, [stage("tune")], large=foreign)
     tokens, others = ({number: token for token, number in each.get_vocab().items()} for each in (words, other))
     number = next(number for number in range(360) if tokens.get(number) != others.get(number))
-    message = rf"duet\.{role}: .*token {number} is {others[number]!r} in the first and {tokens[number]!r} in the second"
+    message = rf"duet\.large: .*token {number} is {others[number]!r} in the first and {tokens[number]!r} in the second"
     with pytest.raises(RecipeError, match=message):
         run_recipe(load_recipe(str(recipe)))
     assert not (tmp_path / "run").exists()

@@ -108,6 +108,13 @@ def test_numbers_are_numbers(recipe):
     assert load_recipe(str(recipe)).training["learning_rate"] == 1e-3
 
 
+def test_a_date_is_text(recipe):
+    assert load_recipe(str(recipe), ["output=2025-06-01"]).output == "2025-06-01"
+    recipe.write_text(f"base: {recipe.with_name('base.yaml')}\noutput: 2025-06-01 10:30:00\n")
+    recipe.with_name("base.yaml").write_text(RECIPE.format(folder=recipe.parent))
+    assert load_recipe(str(recipe)).output == "2025-06-01 10:30:00"
+
+
 def test_only_true_and_false_are_booleans(recipe):
     settings = load_recipe(
         str(recipe), ["training.save_strategy=no", "training.bf16=true", "data.transform.flip=False"]
@@ -242,6 +249,11 @@ def test_every_shipped_recipe_loads(name):
             ["stages=[{name: a}, {name: b, trainable: [student.vison]}]"],
             r"stages\.1\.trainable: the glob 'student\.vison' matches no parameter; .*'student\.vision'",
         ),
+        (["student.vision.width=500", "student.vision.heads=12"], r"student\.vision: width 500 does not divide"),
+        (["student.text.heads=3"], r"student\.text: width 32 does not divide into heads 3$"),
+        (["student.text.layers=0"], r"student\.text: layers: .*greater than 0 \(found 0\)$"),
+        (["student.family=albef"], r"student: family albef needs text\.fusion_layers"),
+        (["teacher={folders: [nowhere/at/all]}"], r"teacher\.folders: nowhere/at/all: no such model folder"),
         (["student.vision.image_size=64"], r"data\.transform\.size: 32, but the student's image_size is 64"),
         (["student.initial_text=teacher"], r"student\.initial_text: teacher: the recipe has no teacher"),
         (["training.fp16=true", "training.bf16=true"], r"training: .*fp16 and bf16"),

@@ -1,6 +1,7 @@
 """The command line: train, compete, doctor, evaluate, profile, report, quickstart, recipe, pool, filter.
 
-Exit codes: 0 done; 1 the run failed; 2 the command, recipe or data is wrong, and nothing was trained.
+Exit codes: 0 done; 1 the run failed; 2 the command, recipe or data is wrong and nothing was trained, or a file cannot
+be read or written.
 """
 
 from __future__ import annotations
@@ -91,20 +92,17 @@ def doctor(
 def evaluate(folder: Folder, recipe: RecipeName, out: Annotated[Path, typer.Option(help="where the rows go")]) -> None:
     """Evaluate a model on the held-out data that a recipe names; every prediction stays as a row."""
     from limbeck.assemble.comd import RoleModels
-    from limbeck.assemble.dlip import open_data
     from limbeck.recipe import CoMDRecipe, CTVLMRecipe, load_recipe
-    from limbeck.runs.dlip import examine, open_student
-    from limbeck.runs.writers import examine as examine_writer
-    from limbeck.runs.writers import open_saved
+    from limbeck.runs.dlip import evaluate_saved
+    from limbeck.runs.writers import evaluate_saved as evaluate_writer
 
     settings = load_recipe(recipe)
     if isinstance(settings, CTVLMRecipe | CoMDRecipe):
         judge = settings.judge if isinstance(settings, CoMDRecipe) else None
         asker = RoleModels().asker(judge) if judge is not None else None
-        examine_writer(out, lambda: open_saved(folder), settings, asker)
+        evaluate_writer(out, folder, settings, asker)
     else:
-        model, tokenizer = open_student(folder)
-        examine(out, model, tokenizer, settings, open_data(settings).examples)
+        evaluate_saved(out, folder, settings)
     console.print_json((out / "evaluation" / "summary.json").read_text())
 
 
@@ -168,7 +166,7 @@ def show_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
     from limbeck.recipe import load_recipe
 
     values = json.loads(load_recipe(recipe, overrides or ()).model_dump_json())
-    console.print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), markup=False, highlight=False)
+    sys.stdout.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 @recipes.command("schema")
@@ -182,11 +180,11 @@ def recipe_schema() -> None:
 
 
 def main() -> None:
-    """Entry point: what the user did wrong is one message and exit code 2, never a traceback."""
+    """Entry point: what the user did wrong, or a disk does not let through, is one message and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         app()
-    except (WrongInput, FileNotFoundError, ValueError) as error:
+    except (WrongInput, OSError, ValueError) as error:
         _say(error)
         sys.exit(2)
     except Halted as error:  # a server that is gone, a round that wrote nothing: what was said is kept

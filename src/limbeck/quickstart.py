@@ -8,7 +8,7 @@ from limbeck.data.builtin import ATTRIBUTION
 from limbeck.recipe import load_recipe
 from limbeck.report.page import ReportPaths, make_report
 from limbeck.report.runs import RunEntry
-from limbeck.report.stages import method_of
+from limbeck.report.stages import is_distilled, method_of
 from limbeck.report.writers import is_writers
 from limbeck.run import run_recipe
 
@@ -40,7 +40,7 @@ def report_runs(out: Path, folders: list[Path], title: str, notes: str = "") -> 
     teachers = [folder / "teacher" for folder in pairs if (folder / "teacher" / "profile.json").is_file()]
     entries = [RunEntry(role="teacher", name="teacher", folder=folder) for folder in teachers[:1]]
     for folder in pairs:
-        role = "distilled" if (folder / "teacher").is_dir() else "plain"
+        role = "distilled" if is_distilled(folder) else "plain"
         entries.append(RunEntry(role=role, name=folder.name, folder=folder))
     written = [entry for folder in writers for entry in _writers_of(folder, alone=len(folders) == 1)]
     entries += sorted(written, key=lambda entry: WRITERS_ROLES.index(entry.role))

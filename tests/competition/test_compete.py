@@ -160,9 +160,7 @@ def test_a_step_in_which_hardly_anything_is_answered_stops_early(tmp_path):
     with Pool.open(tmp_path / "large.sqlite", create=True) as large:
         large.add_seeds(Seed(name=str(number), picture=None, text=f"What is {number}?") for number in range(500))
         refusing = Speaking("teacher", lambda request: Refusal(reason="no answer in 6 tries"))
-        with pytest.raises(
-            CompetitionError, match=r"refused 50 of 500 calls; .* goes on without them"
-        ):
+        with pytest.raises(CompetitionError, match=r"refused 50 of 500 calls; .* goes on without them"):
             competition(large, refusing, tmp_path).answer(1)
         assert len(refusing.asked) == 50
 

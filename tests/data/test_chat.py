@@ -101,7 +101,7 @@ def test_a_marker_that_changes_with_the_question_is_refused():
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, "</s>", "<s>"]})
     with pytest.raises(DataError, match=r"chat template vicuna_v1: behind the question 'so\.' this tokenizer cuts"):
-        chat(tokenizer, "vicuna_v1").answer_marker
+        assert chat(tokenizer, "vicuna_v1").answer_marker
 
 
 def test_the_picture_stands_behind_every_other_first_question_where_asked(tokenizers):

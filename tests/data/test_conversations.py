@@ -111,7 +111,7 @@ def test_what_is_broken_is_listed_with_its_reason(load, tmp_path):
             "turn 1 has <image>, and the record no picture",
             "turn 2: the answer is empty",
             "turn 1 is the user's and has no answer",
-            "turn 1 is the assistant's, wanted the user's|<image> in turn 2",
+            "turn 1 is the user's and has no answer",
             "2 times <image>; it may have one picture",
             "<image> in turn 3; the picture belongs in the user's first one",
             "field 'image': wanted a text, found a list",
@@ -125,6 +125,71 @@ def test_what_is_broken_is_listed_with_its_reason(load, tmp_path):
         assert re.search(reason, entry.reason), entry
     with pytest.raises(DataError, match=r"12 of 15 records are broken(.|\n)*gone\.jpg"):
         load(section)
+
+
+def test_llavas_answers_in_front_and_questions_at_the_end_are_cut(load, tmp_path):
+    system, greeting = {"from": "system", "value": "Be kind."}, {"from": "gpt", "value": "Hello!"}
+    asked, more = said("<image>\nWho?", "Me."), {"from": "human", "value": "And then?"}
+    records = [
+        {"image": "a.jpg", "conversations": turns}
+        for turns in (
+            [greeting, *asked],
+            [*asked, more],
+            [system, greeting, *asked, more],
+            [greeting, greeting, *asked],
+            [*asked[::-1], *asked],
+            [greeting, more],
+            [*said("Who?", "Me."), {"from": "human", "value": "<image>\nAnd?"}],
+        )
+    ]
+    section = {"source": "llava", "path": write(tmp_path, "mix.json", records), "images": ".", "max_skipped": 1.0}
+    source = load({**section, "turns": "both"})
+    assert [plain(each)[1] for each in source.conversations[:3]] == [
+        ["Who?", "Me."],
+        ["Who?", "Me."],
+        ["Be kind.", "Who?", "Me."],
+    ]
+    assert [plain(each)[1] for each in source.conversations[3:]] == [
+        plain(each)[1] for each in source.conversations[:3]
+    ]
+    assert [(entry.id, entry.reason) for entry in source.skipped] == [
+        ("mix.json[3]", "turn 1 is the assistant's, wanted the user's"),
+        ("mix.json[4]", "2 times <image>; it may have one picture"),
+        ("mix.json[5]", "nothing is said in it"),
+        ("mix.json[6]", "<image> in turn 3; the picture belongs in the user's first one"),
+    ]
+
+
+def test_records_without_a_picture_are_set_aside_whatever_they_say(load, tmp_path):
+    records = [
+        GOOD[0],
+        {"conversations": said("Hi")},
+        {"conversations": said("Hi", "Ho", "Hm")[1:]},
+        {"conversations": [{"from": "bing", "value": "hm"}]},
+        {"image": None, "conversations": []},
+    ]
+    section = {"source": "llava", "path": write(tmp_path, "mix.json", records), "images": ".", "text_only": "skip"}
+    source = load(section)
+    assert (len(source.conversations), source.skipped) == (1, ())
+    assert [entry.id for entry in source.set_aside] == [f"mix.json[{number}]" for number in range(1, 5)]
+
+    part = {"type": "image"}
+    records = [
+        {
+            "messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "Me."}],
+            "images": ["a.jpg"],
+        },
+        {"messages": [{"role": "user", "content": "Hi"}]},
+        {"messages": [{"role": "tool", "content": 5}, 3], "images": []},
+        {"messages": "hm"},
+        {"messages": [{"role": "user", "content": [part, part]}]},
+        17,
+    ]
+    write(tmp_path, "chat.json", records)
+    source = load({"source": "messages", "path": "chat.json", "text_only": "skip", "max_skipped": 1.0})
+    assert len(source.conversations) == 1
+    assert [entry.id for entry in source.set_aside] == [f"chat.json[{number}]" for number in range(1, 4)]
+    assert [entry.id for entry in source.skipped] == ["chat.json[4]", "chat.json[5]"]
 
 
 def test_records_without_a_picture_are_kept_or_set_aside(load, tmp_path):

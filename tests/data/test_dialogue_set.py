@@ -1,5 +1,6 @@
 """Dialogues and their batches: shapes, labels, chance, cache, what is too long, broken or without a picture."""
 
+import json
 import random
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from limbeck.data.decoder_tokenizer import conversation_texts
 from limbeck.data.dialogue_set import Dialogue, DialogueCollator, Dialogues, padded_to_square
 from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.data.examples import DataError, FileImage, MadeImage, Skipped
+from limbeck.data.normalization import CLIP, Normalization, read_normalization
 from limbeck.data.transform import MEAN, STD, TransformConfig, transform
 from limbeck.types import IGNORE
 
@@ -278,3 +280,39 @@ def test_sources_joined_are_drawn_by_their_own_groups(chat):
     data = dialogues(chat, source)
     assert len(data) == 7
     assert not isinstance(data[6], Skipped)
+
+
+def test_an_eyes_own_mean_fills_borders_and_normalises(chat):
+    mean, std = (0.5, 0.25, 0.0), (0.5, 0.2, 1.0)
+    wide = Image.new("RGB", (40, 20), (255, 0, 0))
+    turns = (Turn("user", "Who?"), Turn("assistant", "Me."))
+    source = ConversationSource("s", [Conversation("a", MadeImage("a", lambda: wide), turns)])
+    config = DialoguesConfig(pad_to_square=True)
+    data = Dialogues(source, chat, PLAIN, N, config, normalization=Normalization(mean, std))
+    assert data[0].image[:, 0, 0].tolist() == [127, 63, 0]
+    pixels = data.collate([data[0]])["pixel_values"][0]
+    expected = (torch.tensor([127, 63, 0]) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(pixels[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "expected"),
+    [
+        (None, {}, CLIP),
+        ("preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, ((0.5,) * 3, (0.25,) * 3)),
+        ("preprocessor_config.json", {"do_normalize": False, "image_mean": [0.5] * 3}, ((0.0,) * 3, (1.0,) * 3)),
+        ("preprocessor_config.json", {"size": 224}, CLIP),
+        ("processor_config.json", {"image_processor": {"image_mean": [0.5] * 3}}, ((0.5,) * 3, STD)),
+        ("processor_config.json", {"image_seq_len": 4}, CLIP),
+    ],
+)
+def test_an_eyes_folder_says_how_it_was_trained(tmp_path, file, values, expected):
+    if file is not None:
+        (tmp_path / file).write_text(json.dumps(values))
+    assert read_normalization(tmp_path) == (expected if expected is CLIP else Normalization(*expected))
+
+
+def test_a_mean_of_another_number_of_channels_is_refused(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5]}))
+    with pytest.raises(DataError, match=r"image_mean is \[0\.5\]; wanted three numbers"):
+        read_normalization(tmp_path)

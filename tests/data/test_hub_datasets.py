@@ -1,5 +1,7 @@
 """Folders of the `datasets` library."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -55,6 +57,31 @@ def test_an_image_folder(table, tmp_path):
     assert first.image.open().size == (8, 8)
     with pytest.raises(BrokenImage, match=r"set\[1\]"):
         second.image.open()
+
+
+@pytest.mark.parametrize("kind", ["disk", "parquet", "files"])
+def test_rows_of_one_picture_come_together(kind, table, tmp_path):
+    places = []
+    for name, colour in (("red", "red"), ("lime", "lime"), ("again", "red")):
+        places.append(str(tmp_path / f"{name}.bmp"))
+        Image.new("RGB", (8, 8), colour).save(places[-1])
+    red, lime, again = places
+    paths = [red, lime, red, lime, red if kind == "files" else again]
+    pictures = paths if kind == "files" else [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
+    rows = {"image": pictures, "caption": ["one", "two", "three", "four", "five"]}
+    made = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    if kind == "parquet":
+        (tmp_path / "set").mkdir()
+        made.to_parquet(tmp_path / "set" / "train.parquet")
+    else:
+        made.save_to_disk(tmp_path / "set")
+    examples = load(tmp_path).examples
+    assert [(example.id, example.captions) for example in examples] == [
+        ("set[0]", ("one", "three", "five")),
+        ("set[1]", ("two", "four")),
+    ]
+    assert examples[1].image.open().getpixel((0, 0)) == (0, 255, 0)
+    assert [example.captions for example in load(tmp_path, limit=1).examples] == [("one",)]
 
 
 def test_wrong_columns_and_splits_are_named(table, tmp_path):

@@ -156,11 +156,18 @@ def test_a_teacher_with_weights_of_its_own_is_taken_and_its_padding_counted(tmp_
     assert set(findings["vocabulary"].figures["padded"].values()) == {10}
 
 
-def test_a_conversation_too_long_for_a_model_is_found_before_training_stops_at_it(tmp_path):
-    large = {"kind": "llama", "width": 32, "layers": 2, "heads": 2, "max_positions": 40}
-    finding = by_check(examine(recipe_of(tmp_path, {"duet": {"large": large}}), steps=False))["lengths"]
-    assert finding.status == "failed"
-    assert "the large model's 40 positions" in finding.text
+def test_conversations_too_long_for_a_model_are_found(tmp_path):
+    def examined(positions):
+        large = {"kind": "llama", "width": 32, "layers": 2, "heads": 2, "max_positions": positions}
+        return by_check(examine(recipe_of(tmp_path, {"duet": {"large": large}}), steps=False))
+
+    found = examined(40)
+    assert found["data"].status == "failed"
+    assert "more than the large model's positions, 40" in found["data"].text
+    longest = examined(192)["lengths"].figures["longest"]["large"]
+    found = examined(longest)
+    assert found["lengths"].status == "warning"
+    assert "others may be too long for the large model, and are left out" in found["lengths"].text
 
 
 def test_a_stage_that_nothing_can_be_learned_in_fails(tmp_path):

@@ -134,7 +134,9 @@ def test_a_processor_that_makes_another_number_of_image_tokens_is_found(build, m
 def test_pictures_prepared_in_another_way_are_a_warning(build, monkeypatch):
     _, tokenizer, method, datasets = build(LAST)
     made = texts.make_processor
-    monkeypatch.setattr(texts, "make_processor", lambda *given, **named: made(*given, **named, image_mean=(0.0,) * 3))
+    monkeypatch.setattr(
+        texts, "make_processor", lambda *given, **named: made(*given, **{**named, "image_mean": (0.0,) * 3})
+    )
     finding = check_picture(method.duet, Chat(tokenizer, datasets["tune"].chat.config), datasets["tune"])
     assert finding.status == "warning"
     assert finding.figures["difference"] > 1

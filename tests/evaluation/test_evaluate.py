@@ -52,7 +52,7 @@ def test_an_answer_file_is_read_and_checked(blip, tokenizer, examples, tmp_path,
 def test_a_task_that_the_model_has_no_part_for_stops_before_the_first(clip, albef, tokenizer, examples, tmp_path, cpu):
     config = EvaluationConfig.model_validate_json(json.dumps(ASKED))
     given = dict.fromkeys(config.tasks, examples)
-    for model, message in ((clip, "clip model neither"), (albef, "no decoder")):
+    for model, message in ((clip, r"captioning: the model \(clip\) has no decoder"), (albef, "no decoder")):
         with pytest.raises(ValueError, match=message):
             evaluate(model, tokenizer, config, given, folder=tmp_path, device=cpu, progress=False)
     assert not (tmp_path / "evaluation").exists()

@@ -1,6 +1,7 @@
 """Captions: how they are written, what is kept, and what comes out of the rows alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -50,14 +51,23 @@ def test_the_prompt_leads_the_caption_and_is_not_part_of_it(blip, tokenizer, exa
     assert all(not row["prediction"].startswith("this is this is") for row in read_rows(tmp_path / "captioning.jsonl"))
 
 
-def test_coco_ids_are_numbers(blip, tokenizer, examples, tmp_path, cpu):
-    from dataclasses import replace
+COCO = {
+    "7": 7,
+    "COCO_val2014_000000391895.jpg": 391895,
+    "val2014/COCO_val2014_000000000042.jpg": 42,
+    "val2017/000000000139.jpg": 139,
+    "1000092795.jpg": "1000092795.jpg",
+    "captions.jsonl:3": "captions.jsonl:3",
+}
+"""The number in COCO's results file by example id; Flickr's names have none"""
 
-    numbered = [replace(example, id=str(index)) for index, example in enumerate(examples)]
+
+def test_coco_ids_are_numbers(blip, tokenizer, examples, tmp_path, cpu):
+    numbered = [replace(example, id=id) for id, example in zip(COCO, examples, strict=True)]
     rows = tmp_path / "captioning.jsonl"
     evaluate_captioning(blip, tokenizer, numbered, config(num_beams=1), rows=rows, device=cpu, progress=False)
     results = json.loads((tmp_path / "captioning_results.json").read_text())
-    assert [result["image_id"] for result in results] == list(range(len(examples)))
+    assert [result["image_id"] for result in results] == list(COCO.values())
 
 
 def test_impossible_settings_are_errors(blip, albef, tokenizer, examples, tmp_path, cpu):

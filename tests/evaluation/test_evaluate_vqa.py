@@ -10,6 +10,7 @@ from torch.nn import functional
 from limbeck.data.dataset import normalize
 from limbeck.data.examples import Question
 from limbeck.data.transform import clean_caption
+from limbeck.evaluation import vqa
 from limbeck.evaluation.inputs import TaskConfig, encode, picture_batches, read_rows
 from limbeck.evaluation.vqa import VQAConfig, common_answers, evaluate_vqa, recompute
 
@@ -80,10 +81,37 @@ def test_accuracy_rows_and_official_file_agree(blip, tokenizer, examples, tmp_pa
         assert all(row["prediction"] in ANSWERS for row in kept)
 
 
+def test_questions_of_a_server_have_answers_in_the_results_file_alone(blip, tokenizer, examples, tmp_path, cpu):
+    unknown = [
+        replace(each, questions=tuple(replace(question, answers=()) for question in each.questions))
+        for each in examples
+    ]
+    rows = tmp_path / "vqa.jsonl"
+    config = VQAConfig(mode="generate")
+    assert evaluate_vqa(blip, tokenizer, unknown, config, rows=rows, device=cpu, progress=False) == {}
+    assert len(json.loads((tmp_path / "vqa_results.json").read_text())) == len(examples)
+    both = [*examples[:2], *unknown[2:]]
+    found = evaluate_vqa(blip, tokenizer, both, config, rows=rows, device=cpu, progress=False)
+    assert found["accuracy"] == pytest.approx(50 * sum(row.get("accuracy", 0) for row in read_rows(rows)), abs=1e-3)
+
+
 def test_the_list_of_answers_is_by_frequency(examples):
     twice = [*examples, examples[2]]
     assert common_answers(twice)[0] == "blue"
     assert common_answers(twice, at_least=2) == ["blue"]
+
+
+def test_answers_are_spelt_as_training_spells_them(blip, tokenizer, examples, tmp_path, cpu, monkeypatch):
+    asked = replace(examples[0], questions=(Question(id="1", text="When?", answers=("10:10 ", "Half  past", "2.5")),))
+    answers = common_answers([asked])
+    assert answers == ["10:10", "half past", "2.5"]
+    read = []
+    monkeypatch.setattr(
+        vqa, "encode", lambda tokenizer, texts, *rest: read.append(texts) or encode(tokenizer, texts, *rest)
+    )
+    rows, config = tmp_path / "vqa.jsonl", VQAConfig()
+    evaluate_vqa(blip, tokenizer, [asked], config, rows=rows, device=cpu, answers=answers, progress=False)
+    assert read[0] == ["10:10", "half past", "2.5"]
 
 
 def test_what_is_missing_is_said(blip, albef, tokenizer, examples, tmp_path, cpu):

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from limbeck.methods.ctvlm import CTVLM
 from limbeck.methods.sequences import to_left, to_right, without_pictures
+from limbeck.models.duet_cross import repeated_layers
 from limbeck.training.freeze import freeze
 from limbeck.types import IGNORE
 
@@ -159,6 +160,32 @@ def test_recomputed_activations_change_no_gradient(kind):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("large", ["llama", "opt"])
+def test_the_frozen_large_models_layers_are_computed_again_without_dropout(large):
+    method = make_ctvlm(make_stage("align_large"), duet=make_duet(large=large, dropout=0.5))
+    batch, expected = batch_for("align_large"), {}
+    for checkpointed in (False, True):
+        if checkpointed:
+            method.gradient_checkpointing_enable()
+            method.train()
+        layers, passes = repeated_layers(method.duet.large, 2), []
+        hooks = [
+            next(layer.children()).register_forward_hook(lambda *_, number=number, passes=passes: passes.append(number))
+            for number, layer in enumerate(layers)
+        ]
+        method.zero_grad()
+        method(batch).total.backward()
+        found = {name: x.grad for name, x in method.named_parameters() if x.grad is not None}
+        assert sorted(passes) == ([0, 0, 1, 1] if checkpointed else [0, 1])
+        if checkpointed:
+            assert found.keys() == expected.keys()
+            for name, gradient in found.items():
+                torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+        expected = found
+        for hook in hooks:
+            hook.remove()
+
+
 @pytest.mark.parametrize("kind", ["align_large", "tune"])
 def test_on_policy_answers_are_the_students_own(kind):
     method = make_ctvlm(make_stage(kind, on_policy=True, stop_token_id=EOS, pad_token_id=PAD))
@@ -209,6 +236,20 @@ def test_the_tiny_table_follows_the_language_stage():
         method.duet.large.get_input_embeddings().weight += 1
     next(stages)
     assert method.duet.tiny.table.weight.equal(method.duet.large.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("same", [(0,), (0, 0, 0), (0, 0, 1)])
+def test_matching_leaves_out_wrong_pairs_where_the_batch_has_no_other_picture(same):
+    method, batch = make_ctvlm(make_stage("align_tiny")), batch_for("align_tiny", len(same))
+    batch["image_id"] = torch.tensor(same)
+    batch = with_counts({name: value for name, value in batch.items() if name != "counts"})
+    judged = []
+    method.heads.match.register_forward_hook(lambda _module, _given, logits: judged.append(logits.detach()))
+    term = method(batch).terms["matching"].detach()
+    [logits] = judged
+    true, wrong = -logits[: len(same)].log_softmax(-1)[:, 1], -logits[len(same) :].log_softmax(-1)[:, 0]
+    expected = true.sum() + (wrong.sum() if len(set(same)) > 1 else 0)
+    torch.testing.assert_close(term, expected / (3 * len(same)), rtol=1e-4, atol=1e-6)
 
 
 def test_contrast_is_smoothed_cross_entropy_both_ways():

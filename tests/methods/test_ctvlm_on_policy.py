@@ -47,6 +47,21 @@ def test_sampling_leaves_what_is_frozen_without_dropout(kind):
     assert {name: module.training for name, module in method.named_modules()} == before
 
 
+@pytest.mark.parametrize("kind", ["align_large", "tune"])
+def test_answers_are_sampled_from_the_whole_distribution(kind):
+    method = make_sampling(kind)
+    for model in (method.duet, method.duet.tiny):
+        settings = model.generation_config
+        settings.top_k, settings.top_p, settings.temperature, settings.repetition_penalty = 1, 0.1, 0.01, 5.0
+    batch = with_counts(make_conversations(8, asked=kind == "tune"))
+    said = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        ids, _, labels = method._sample(batch)
+        said.append(ids[:, 1:][labels[:, :-1] != IGNORE].tolist())
+    assert said[0] != said[1], "with the models' own settings there would be one answer alone"
+
+
 def long_batch(prompt: int, answer: int) -> ConversationBatch:
     """A long question with a short answer beside a short question with a long answer."""
     first, second = make_conversations(2, asked=True), make_conversations(2, asked=True, seed=1)

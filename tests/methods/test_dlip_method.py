@@ -1,5 +1,6 @@
 """DLIP as a whole: which terms there are, what each weight computes, and where no gradient goes."""
 
+import json
 import logging
 
 import pytest
@@ -8,8 +9,9 @@ from tiny_methods import FAMILIES, counted, make_batch, make_method, make_model
 
 from limbeck.losses.hidden import effective_rank
 from limbeck.method import Stage
-from limbeck.methods.dlip import DLIP, DLIPConfig, expand_weights
+from limbeck.methods.dlip import DLIP, DLIPConfig
 from limbeck.methods.projection import HiddenMap
+from limbeck.methods.weights import expand_weights
 from limbeck.models.blip import Blip
 from limbeck.models.fusion import FusionConfig, FusionVLM
 
@@ -68,6 +70,94 @@ def test_a_student_of_another_family_learns_from_the_passes_that_both_have():
 def test_an_unknown_term_names_the_stage_the_nearest_term_and_the_choices():
     with pytest.raises(ValueError, match=r"stages\.0\.weights.*'languge'.*'language'.*\(.*fused/cross.*hidden"):
         make_method(weights={"languge": 1.0})
+
+
+PARTS = {
+    "captioning": {"encoder": False, "heads": False, "decoder": "separate"},
+    "retrieval": {"decoder": "none"},
+    "vqa": {"heads": False, "decoder": "none", "answer_decoder": "separate"},
+}
+"""What one published BLIP checkpoint holds."""
+HELD = {"captioning": {"image", "decoded"}, "retrieval": {"image", "text", "fused"}}
+HELD["vqa"] = HELD["retrieval"] | {"question", "answer"}
+CHECKPOINT_TERMS = {"captioning": {"language"}, "retrieval": {"contrastive", "matching"}, "vqa": {"answer"}}
+
+
+def checkpoint(task):
+    return Blip(FusionConfig.model_validate(make_model("blip", 1).config.model_dump() | PARTS[task]))
+
+
+def of_passes(passes):
+    terms = {f"hidden/{name}" for name in passes} | {f"attention/{name}/self" for name in passes}
+    return terms | {f"attention/{name}/cross" for name in passes - {"image", "text"}}
+
+
+@pytest.mark.parametrize("task", PARTS)
+def test_one_checkpoint_teaches_and_learns_what_it_has_parts_for(task):
+    stage = Stage(name="pretrain", trainable=(), weights={})
+    for student, teacher in ((make_model("blip", 0), checkpoint(task)), (checkpoint(task), make_model("blip", 0))):
+        method = DLIP(DLIPConfig(), student, teacher, [stage])
+        own = CHECKPOINT_TERMS[task] if student.config.decoder != "tied" else OBJECTIVES["blip"]
+        assert set(method.terms()) == own | of_passes(HELD[task])
+        method.begin_stage(stage, 10)
+        method.begin_step(0)
+        loss = method(counted(make_batch(4)))
+        assert set(loss.terms) == set(method.terms())
+        loss.total.backward()
+
+
+@pytest.mark.parametrize(
+    ("task", "weights", "config", "message"),
+    [
+        (
+            "captioning",
+            {"hidden/text": 1.0},
+            {},
+            r"stages\.0\.weights: hidden/text: the teacher \(blip\) has no text enc",
+        ),
+        ("retrieval", {"hidden": 1, "attention/decoded": 1}, {}, r"captioning checkpoint as another folder in teacher"),
+        (
+            "retrieval",
+            {},
+            {"hidden": {"sites": ["vl_d"]}},
+            r"dlip\.hidden\.sites: vl_d: the teacher .* caption decoder",
+        ),
+        ("captioning", {}, {"attention": {"sites": ["text"]}}, r"dlip\.attention\.sites: text: .* no text encoder"),
+        (
+            "vqa",
+            {},
+            {"logits": {"sites": ["matching"]}},
+            r"dlip\.logits\.sites: matching: .* and matching heads: a retr",
+        ),
+    ],
+)
+def test_a_weight_or_site_that_a_checkpoint_cannot_give_is_refused(task, weights, config, message):
+    stage = Stage(name="pretrain", trainable=(), weights=weights)
+    with pytest.raises(ValueError, match=message):
+        DLIP(DLIPConfig.model_validate_json(json.dumps(config)), make_model("blip", 0), checkpoint(task), [stage])
+
+
+def test_a_tied_decoder_answers_only_between_towers_of_one_width():
+    narrow = make_model("blip", 0).config.model_dump()
+    student = Blip(FusionConfig.model_validate(narrow | {"vision": narrow["vision"] | {"width": 16}}))
+    stage = Stage(name="pretrain", trainable=(), weights={})
+    terms = DLIP(DLIPConfig(), student, make_model("blip", 1), [stage]).terms()
+    assert "language" in terms
+    assert not [name for name in terms if "answer" in name or "question" in name]
+    stage = Stage(name="pretrain", trainable=(), weights={"answer": 1.0})
+    with pytest.raises(ValueError, match=r"stages\.0\.weights: answer: .*student\.answer_decoder: separate"):
+        DLIP(DLIPConfig(), student, None, [stage])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stage_tells_which_of_its_terms_read_captions(family):
+    method = make_method(family, logits={"sites": ("contrastive",)})
+    free = {"answer", "hidden/image", "hidden/question", "hidden/answer"}
+    free |= {f"attention/{name}/{kind}" for name in ("image", "question", "answer") for kind in ("self", "cross")}
+    (stage,) = method.stages()
+    assert set(method.caption_terms(stage)) == set(method.terms()) - free
+    some = Stage(name="some", trainable=(), weights={"hidden": 1.0, "hidden/text": 0.0})
+    assert set(method.caption_terms(some)) == {"hidden/fused", "hidden/decoded"} & set(method.terms())
 
 
 def test_groups_expand_and_the_longer_name_wins():

@@ -17,8 +17,10 @@ ROWS, IMAGE, PAD, BOS, EOS, IMAGE_TOKENS = 60, 61, 0, 1, 2, 4
 KINDS = ("language", "align_tiny", "align_large", "tune")
 
 
-def make_duet(embeddings: str = "large_frozen", features: str = "I+T", seed: int = 0) -> Duet:
-    """16-wide eye, 24-wide OPT, 32-wide Llama; every weight has a value of its own."""
+def make_duet(
+    embeddings: str = "large_frozen", features: str = "I+T", seed: int = 0, large: str = "llama", dropout: float = 0.0
+) -> Duet:
+    """16-wide eye, 24-wide OPT, 32-wide Llama or OPT with dropout; every weight has a value of its own."""
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     shared = {
         "vocab_size": ROWS,
@@ -38,9 +40,12 @@ def make_duet(embeddings: str = "large_frozen", features: str = "I+T", seed: int
         image_token_id=IMAGE,
         **ids,
     )
-    large = LlamaConfig(hidden_size=32, intermediate_size=48, num_key_value_heads=1, **shared)
+    config = {
+        "llama": LlamaConfig(hidden_size=32, intermediate_size=48, num_key_value_heads=1, **shared),
+        "opt": OPTConfig(hidden_size=32, ffn_dim=48, dropout=dropout, attention_dropout=dropout, **shared),
+    }[large]
     torch.manual_seed(seed)
-    duet = Duet(DuetConfig(tiny=tiny, large=large, features=features))
+    duet = Duet(DuetConfig(tiny=tiny, large=config, features=features))
     with torch.no_grad():
         for parameter in duet.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -1,5 +1,7 @@
 """The duet: what the large model reads, that no feature knows the answer, and answers by the large model."""
 
+import json
+
 import pytest
 import torch
 from tiny_duets import BOS, EOS, IMAGE, PAD, batch, conversation, duet, pixels, text_config, tiny_config
@@ -9,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from limbeck.models.duet import Duet
 from limbeck.models.duet_config import DuetConfig, Features
-from limbeck.models.duet_layout import ANSWER, PADDING, PROMPT, TEXT, segments
+from limbeck.models.duet_layout import ANSWER, PADDING, PROMPT, TEXT, large_length, pack, segments
 from limbeck.models.duet_layout import IMAGE as PICTURE
 from limbeck.models.tiny_vlm import TinyVLM
 from limbeck.types import IGNORE
@@ -42,6 +44,48 @@ def test_later_questions_belong_to_the_answer() -> None:
     assert segments(ids, torch.ones_like(ids), labels, IMAGE)[0].tolist() == expected
     with pytest.raises(ValueError, match="row 0 has supervised tokens before its picture"):
         segments(ids.flip(1), torch.ones_like(ids), labels, IMAGE)
+
+
+def test_the_answer_begins_behind_the_first_marker_after_the_picture() -> None:
+    asked, unmarked = [BOS, 7, 8, IMAGE, IMAGE, 7, 9, 7, 8, 10, EOS, 11, 7, 8], [PAD, BOS, IMAGE, IMAGE, *range(30, 40)]
+    ids = torch.tensor([asked, unmarked])
+    found = segments(ids, ids != PAD, None, IMAGE, [7, 8])
+    assert found[0].tolist() == [*[PROMPT] * 3, *[PICTURE] * 2, *[TEXT] * 4, *[ANSWER] * 5]
+    assert found[1].tolist() == [PADDING, PROMPT, *[PICTURE] * 2, *[TEXT] * 10]
+    assert segments(ids[:, :1], ids[:, :1] != PAD, None, IMAGE, [7, 8]).tolist() == [[PROMPT], [PADDING]]
+
+
+@pytest.mark.parametrize("has_features", [True, False])
+@pytest.mark.parametrize("features", MODES)
+def test_the_large_sequence_is_as_long_as_reckoned(features: Features, has_features: bool) -> None:
+    for ids, labels in ROWS:
+        segment = segments(ids[None], torch.ones_like(ids)[None], labels[None], IMAGE)
+        counts = {part: int((segment == part).sum()) for part in (PROMPT, PICTURE, TEXT)}
+        made = pack(segment, features, has_features=has_features).source.shape[1]
+        assert large_length(len(ids), counts, features, has_features=has_features) == made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("features", MODES)
+def test_a_second_answer_is_given_in_the_layout_of_training(features: Features, tmp_path) -> None:
+    made = duet(features=features)
+    made.config.answer_marker = [7, 8]
+    made.save_pretrained(tmp_path)
+    model = Duet.from_pretrained(tmp_path)
+    ids = torch.tensor([[BOS, 5, *[IMAGE] * 4, 9, 7, 8, 20, 21, EOS, 11, 12, 7, 8, 22, EOS]])
+    labels = torch.full_like(ids, IGNORE)
+    for place in (9, 10, 11, 16, 17):
+        labels[0, place - 1] = ids[0, place]
+    image, mask = model.tiny.see(pixels(1)), torch.ones_like(ids)
+    trained = model.large_inputs(ids, mask, model.tiny.read(ids, mask, image), labels)
+    for asked in (9, 16):
+        prompt, real = ids[:, :asked], mask[:, :asked]
+        given = model.large_inputs(prompt, real, model.tiny.read(prompt, real, image), left=True)
+        length = given.inputs_embeds.shape[1]
+        torch.testing.assert_close(given.inputs_embeds, trained.inputs_embeds[:, :length])
+        logits = model.large_hidden(trained.inputs_embeds, trained.attention_mask) @ model.large_head_weight.T
+        said = model.generate(prompt, pixels(1), max_new_tokens=1, do_sample=False)
+        assert said[0, -1] == logits[0, length - 1].argmax()
 
 
 @torch.no_grad()
@@ -270,6 +314,14 @@ def test_folders_load_by_the_auto_class(tiny: str, large: str, eye: str, tmp_pat
     half.save_pretrained(tmp_path / "half")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "half")
     assert {weight.dtype for weight in again.parameters()} == {torch.bfloat16}
+
+
+def test_a_folder_from_before_the_marker_loads(tmp_path) -> None:
+    duet().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values.pop("answer_marker", None)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert Duet.from_pretrained(tmp_path).config.answer_marker is None
 
 
 def test_a_folder_that_lacks_a_weight_is_refused(tmp_path) -> None:

@@ -163,6 +163,18 @@ def test_the_models_generation_settings_survive(tmp_path: Path) -> None:
     assert loaded.tiny.generation_config.eos_token_id == EOS
 
 
+def test_the_large_models_sampling_and_penalties_do_not_become_the_duets(tmp_path: Path) -> None:
+    large = language_model("llama", 32)
+    for name, value in {"temperature": 0.6, "top_p": 0.9, "top_k": 3, "repetition_penalty": 1.3}.items():
+        setattr(large.generation_config, name, value)
+    duet = build(large=large)
+    duet.save_pretrained(tmp_path)
+    for settings in (duet.generation_config, Duet.from_pretrained(tmp_path).generation_config):
+        own = settings.to_diff_dict()
+        assert not own.keys() & {"temperature", "top_p", "top_k", "repetition_penalty"}
+        assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (BOS, EOS, PAD)
+
+
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 61 tokens beside the image token, but the large model only 60"):
         build(tokenizer_length=62, image_token_id=61)

@@ -1,5 +1,7 @@
 """Models named as on Hugging Face."""
 
+from fnmatch import fnmatch
+
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -13,16 +15,31 @@ def test_a_path_that_exists_is_never_fetched(tmp_path, monkeypatch):
     assert local_model(tmp_path) == tmp_path
 
 
-def test_a_name_is_fetched_without_anything_that_could_run(tmp_path, monkeypatch):
-    asked = {}
+PATTERNS = ["*.safetensors", "*.json", "*.txt"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "asked"),
+    [
+        ("model.safetensors", [PATTERNS]),
+        ("model-00001-of-00002.safetensors", [PATTERNS]),
+        ("pytorch_model.bin", [PATTERNS, [*PATTERNS, "pytorch_model.bin"]]),
+    ],
+)
+def test_a_pickle_is_fetched_only_where_there_are_no_safetensors(weights, asked, tmp_path, monkeypatch):
+    calls = []
 
     def download(name: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, patterns=allow_patterns)
+        assert name == "Salesforce/blip-itm-base-coco"
+        calls.append(allow_patterns)
+        if any(fnmatch(weights, pattern) for pattern in allow_patterns):
+            (tmp_path / weights).touch()
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert local_model("facebook/deit-small-patch16-224") == tmp_path
-    assert asked == {"name": "facebook/deit-small-patch16-224", "patterns": ["*.safetensors", "*.json", "*.txt"]}
+    assert local_model("Salesforce/blip-itm-base-coco") == tmp_path
+    assert calls == asked
+    assert (tmp_path / weights).exists()
 
 
 def test_without_a_network_the_name_and_the_way_out_are_said(monkeypatch):

@@ -7,10 +7,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from pages import report
 
 from limbeck.report import ReportError, RunEntry, make_report
 from limbeck.report import cases as cases_module
 from limbeck.report.cases import make_cases
+from limbeck.report.examples import Picture
 from limbeck.report.runs import read_run
 
 
@@ -162,3 +164,20 @@ def test_report_loads_neither_torch_nor_models():
     code = "import sys, limbeck.report; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_distilled_run_is_known_by_its_recipe_before_its_teacher_is_evaluated(runs, tmp_path):
+    folders = [entry.folder for entry in runs[1:]]
+    (folders[1] / "recipe.yaml").write_text("method: dlip\nteacher: {folders: [big]}\n")
+    (folders[0] / "recipe.yaml").write_text("method: dlip\nteacher: null\n")
+    models = report(tmp_path / "out", *folders)[2]
+    assert [(model["role"], model["name"]) for model in models] == [("plain", "plain"), ("distilled", "distilled")]
+
+
+def test_the_pictures_budget_counts_what_is_kept(runs, monkeypatch):
+    read = [read_run(entry) for entry in runs]
+    sizes = iter([120, 60])
+    monkeypatch.setattr(cases_module, "embed", lambda file: Picture(width=1, height=1, address="x" * next(sizes)))
+    monkeypatch.setattr(cases_module, "BUDGET", 100)
+    shown = make_cases(read).shown
+    assert [len(case.picture.address) for case in shown] == [60]

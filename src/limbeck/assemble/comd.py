@@ -15,6 +15,7 @@ from limbeck.assemble.writers import (
     accepted,
     compare_tokenizer,
     eye,
+    eye_normalization,
     language_model,
     open_conversations,
     open_tokenizer,
@@ -129,7 +130,9 @@ def _new_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource]) 
         )
     except ValueError as error:
         raise RecipeError(f"student: {error}") from None
-    processor = make_llava_processor(model, tokenizer, pad_to_square=recipe.data.dialogues.pad_to_square)
+    seen = eye_normalization(choice.eye)
+    square = recipe.data.dialogues.pad_to_square
+    processor = make_llava_processor(model, tokenizer, pad_to_square=square, image_mean=seen.mean, image_std=seen.std)
     return Student(model, processor, is_new=True)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.assemble.shared import shipped
+from limbeck.config import Section
 from limbeck.data.dataset import Pairs
 from limbeck.data.encoding import texts_of
 from limbeck.data.examples import Source, check_skipped
 from limbeck.data.sources import load_sources
-from limbeck.data.tokenizer import FolderTokenizer, SpecialIds, load_tokenizer
+from limbeck.data.tokenizer import MASK, FolderTokenizer, SpecialIds, load_tokenizer
+from limbeck.explain import explain
 from limbeck.method import Stage
 from limbeck.methods.dlip import DLIP
 from limbeck.methods.passes import Model
@@ -20,6 +25,7 @@ from limbeck.models.albef import Albef
 from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.convert import convert
+from limbeck.models.files import listed
 from limbeck.models.fusion import FusionConfig
 from limbeck.models.inherit import TowerName, inherit_tower, load_tower
 from limbeck.models.load import load_model
@@ -53,6 +59,18 @@ def build_pairs(recipe: DLIPRecipe, source: Source, tokenizer: PreTrainedTokeniz
     return Pairs(source, tokenizer, recipe.data.transform, recipe.data.pairs, seed=recipe.seed)
 
 
+def check_captions(method: DLIP, pairs: Pairs) -> None:
+    """Raise RecipeError where a stage learns from captions that examples do not have."""
+    for index, stage in enumerate(method.stages() if pairs.without_caption else ()):
+        terms = method.caption_terms(stage)
+        if terms:
+            raise RecipeError(
+                f"data.train: {pairs.without_caption} of {len(pairs.source.examples)} examples have no caption, and "
+                f"stages.{index}.weights train {listed(list(terms))} on captions; weigh only what needs none, such as "
+                f"stages.{index}.weights: {{answer: 1}}, or leave their source out"
+            )
+
+
 def build_teacher(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast) -> Model | None:
     """The teacher, frozen, in the precision that the recipe asks for; None without one."""
     if recipe.teacher is None:
@@ -64,7 +82,8 @@ def build_teacher(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast) -> Mod
 
 def open_teacher(config: TeacherConfig) -> Model:
     """The teacher in full precision, for pictures of the size that the recipe asks for."""
-    teacher = load_model(*(shipped(folder) for folder in config.folders))
+    with _named("teacher.folders"):
+        teacher = load_model(*(shipped(folder) for folder in config.folders))
     return teacher if config.image_size is None else refit(teacher, image_size=config.image_size)
 
 
@@ -76,18 +95,23 @@ def build_student(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast, teache
     torch.manual_seed(recipe.seed)
     config = recipe.student
     if config.folder is not None:
-        return _continued(config.folder, config, tokenizer)
+        student = _continued(config.folder, config, tokenizer)
+        _check_mask(recipe, student, tokenizer)
+        return student
     assert config.vision is not None
     assert config.text is not None
     student = _new_student(config, config.vision, config.text, tokenizer)
+    _check_mask(recipe, student, tokenizer)
     origins: dict[TowerName, str] = {"vision": config.initial_vision, "text": config.initial_text}
     for tower, origin in origins.items():
         if origin == "teacher":
             if teacher is None:
                 raise RecipeError(f"student.initial_{tower}: teacher: the recipe has no teacher to take slices of")
-            inherit_tower(student, teacher, tower)
+            with _named(f"student.initial_{tower}"):
+                inherit_tower(student, teacher, tower)
         elif origin != "random":
-            load_tower(student, origin, tower)
+            with _named(f"student.initial_{tower}"):
+                load_tower(student, origin, tower)
     return student
 
 
@@ -120,28 +144,42 @@ def _new_student(
     config: StudentConfig, vision: VisionChoice, text: TextChoice, tokenizer: PreTrainedTokenizerFast
 ) -> Model:
     special = SpecialIds.of(tokenizer)
-    vision_config = VisionConfig(
-        **_sizes("student.vision", vision, VISION),
-        patch_size=vision.patch_size,
-        image_size=vision.image_size,
-        drop_path=vision.drop_path,
-    )
-    text_config = TextConfig(
-        **_sizes("student.text", text, TEXT),
-        vocab_size=len(tokenizer),
-        max_positions=text.max_positions,
-        fusion_layers=text.fusion_layers,
-        dropout=text.dropout,
-        pad_token_id=special.pad,
-        sep_token_id=special.sep,
-        dec_token_id=special.dec,
-        enc_token_id=special.enc,
-    )
+    with _named("student.vision"):
+        vision_config = VisionConfig(
+            **_sizes("student.vision", vision, VISION),
+            patch_size=vision.patch_size,
+            image_size=vision.image_size,
+            drop_path=vision.drop_path,
+        )
+    with _named("student.text"):
+        text_config = TextConfig(
+            **_sizes("student.text", text, TEXT),
+            vocab_size=len(tokenizer),
+            max_positions=text.max_positions,
+            fusion_layers=text.fusion_layers,
+            dropout=text.dropout,
+            pad_token_id=special.pad,
+            sep_token_id=special.sep,
+            dec_token_id=special.dec,
+            enc_token_id=special.enc,
+        )
     parts = {"vision": vision_config, "text": text_config, "embedding": config.embedding}
-    if config.family == "clip":
-        return DualEncoder(ClipConfig(**parts))
-    fusion = FusionConfig(family=config.family, answer_decoder=config.answer_decoder, **parts)
-    return Blip(fusion) if config.family == "blip" else Albef(fusion)
+    with _named("student"):
+        if config.family == "clip":
+            return DualEncoder(ClipConfig(**parts))
+        fusion = FusionConfig(family=config.family, answer_decoder=config.answer_decoder, **parts)
+        return Blip(fusion) if config.family == "blip" else Albef(fusion)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Say which key of the recipe it is that a model cannot be built or read by."""
+    try:
+        yield
+    except ValidationError as error:
+        raise RecipeError(f"{key}: {'; '.join(explain(error, Section))}") from None
+    except (ValueError, FileNotFoundError) as error:
+        raise RecipeError(f"{key}: {error}") from None
 
 
 def _sizes(where: str, choice: VisionChoice | TextChoice, table) -> dict[str, int]:
@@ -175,6 +213,15 @@ def _check_vocabulary(role: str, model: Model, tokenizer: PreTrainedTokenizerFas
             )
 
 
+def _check_mask(recipe: DLIPRecipe, student: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """ALBEF's masked language loss hides words behind the tokenizer's own [MASK]."""
+    used = any(not stage.weights or stage.weights.get("masked_language") for stage in recipe.stages)
+    given, own = recipe.dlip.vlp.mask_token_id, tokenizer.get_vocab().get(MASK)
+    if student.config.family == "albef" and used and given != own:
+        found = f"[MASK] is {own}" if own is not None else "vocabulary has no [MASK]; leave masked_language out"
+        raise RecipeError(f"dlip.vlp.mask_token_id: {given}, but the tokenizer's {found}")
+
+
 def _check_fit(student: Model, teacher: Model) -> None:
     """Distillation compares tokens one by one: both towers must cut a picture into the same patches."""
     own, other = student.config.vision, teacher.config.vision
@@ -192,14 +239,13 @@ def _check_fit(student: Model, teacher: Model) -> None:
 
 def _continued(folder: str, config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> Model:
     """A trained model to go on with, changed as the recipe asks."""
-    student = load_model(shipped(folder))
+    with _named("student.folder"):
+        student = load_model(shipped(folder))
     _check_vocabulary("student", student, tokenizer)
-    try:
+    with _named("student"):
         return refit(
             student,
             image_size=config.image_size,
             drop_path=config.drop_path,
             answer_decoder=config.answer_decoder == "separate",
         )
-    except ValueError as error:
-        raise RecipeError(f"student: {error}") from None

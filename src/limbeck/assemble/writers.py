@@ -20,6 +20,7 @@ from limbeck.data.decoder_tokenizer import (
     load_decoder_tokenizer,
 )
 from limbeck.data.examples import check_skipped
+from limbeck.data.normalization import CLIP, Normalization, read_normalization
 from limbeck.models.duet_build import check_same_tokenizer
 from limbeck.models.eyes import eye_of
 from limbeck.models.files import CONFIG, read_model_type
@@ -58,11 +59,14 @@ def open_tokenizer(
 
 def eye(name: str) -> str | PreTrainedModel:
     """transformers' folder as it is, or the image tower of a model of limbeck's."""
-    folder = Path(shipped(name))
-    if (folder / "student").is_dir():
-        folder = folder / "student"
-    is_ours = (folder / CONFIG).is_file() and read_model_type(folder).startswith("limbeck_")
+    folder, is_ours = _eye_folder(name)
     return eye_of(folder) if is_ours else str(folder) if folder.is_dir() else name
+
+
+def eye_normalization(name: str) -> Normalization:
+    """What pictures for the eye are normalised with; limbeck's own models have CLIP's. Raises DataError."""
+    folder, is_ours = _eye_folder(name)
+    return CLIP if is_ours else read_normalization(folder if folder.is_dir() else local_model(name))
 
 
 def language_model(choice: LanguageModelChoice, tokenizer: PreTrainedTokenizerFast) -> str | PreTrainedConfig:
@@ -104,3 +108,11 @@ def compare_tokenizer(where: str, name: str, tokenizer: PreTrainedTokenizerFast)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
     return True
+
+
+def _eye_folder(name: str) -> tuple[Path, bool]:
+    """Where an eye's folder would be, and whether it is a model of limbeck's."""
+    folder = Path(shipped(name))
+    if (folder / "student").is_dir():
+        folder = folder / "student"
+    return folder, (folder / CONFIG).is_file() and read_model_type(folder).startswith("limbeck_")

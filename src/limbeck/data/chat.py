@@ -175,7 +175,8 @@ class Chat:
             text, [(begin, _)] = written
             encoding = self.tokenizer.backend_tokenizer.encode(text[:begin], add_special_tokens=False)
             start = begin - len(mark.lstrip())
-            found.append([number for number, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if end > start])
+            pairs = zip(encoding.ids, encoding.offsets, strict=True)
+            found.append([number for number, (_, end) in pairs if end > start])
         other = next((number for number, ids in enumerate(found) if ids != found[0]), None)
         if other is not None:
             raise DataError(

@@ -15,6 +15,7 @@ from limbeck.data.records import (
     existing_folder,
     field,
     image_file,
+    joined,
     kind_of,
     listed,
     read_json,
@@ -82,11 +83,7 @@ def load_lavis(config: LavisConfig, base: Path) -> Source:
             id=(name := field(row, "image", str)), image=image_file(folder, name), captions=_required_captions(row)
         ),
     )
-    merged: dict[str, Example] = {}
-    for row in source.examples:
-        known = merged[row.id].captions if row.id in merged else ()
-        merged[row.id] = Example(id=row.id, image=row.image, captions=known + row.captions)
-    return Source(name=source.name, examples=list(merged.values()), skipped=source.skipped)
+    return _joined(source)
 
 
 def load_vqa(config: VqaConfig, base: Path) -> Source:
@@ -108,11 +105,7 @@ def load_vqa(config: VqaConfig, base: Path) -> Source:
         return Example(id=name, image=image_file(folder, name), captions=(), questions=(question,))
 
     source = _collect(config, file, records, "questions", example)
-    merged: dict[str, Example] = {}
-    for row in source.examples:
-        known = merged[row.id].questions if row.id in merged else ()
-        merged[row.id] = Example(id=row.id, image=row.image, captions=(), questions=known + row.questions)
-    return Source(name=source.name, examples=list(merged.values()), skipped=source.skipped)
+    return _joined(source)
 
 
 def _collect(
@@ -134,6 +127,14 @@ def _collect(
     if not examples:
         raise DataError(f"{file}: not one record for this split")
     return Source(name=file.name, examples=examples, skipped=tuple(skipped))
+
+
+def _joined(source: Source) -> Source:
+    """Rows of one id taken together."""
+    rows: dict[str, list[Example]] = {}
+    for row in source.examples:
+        rows.setdefault(row.id, []).append(row)
+    return Source(name=source.name, examples=[joined(each) for each in rows.values()], skipped=source.skipped)
 
 
 def _required_captions(record: Any) -> tuple[str, ...]:

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerFast
 from limbeck.config import Section
 from limbeck.data.encoding import CHUNK, Encoder
 from limbeck.data.examples import BrokenImage, DataError, Skipped, Source, number_of
+from limbeck.data.normalization import CLIP, Normalization
 from limbeck.data.tokenizer import SpecialIds
-from limbeck.data.transform import MEAN, STD, TransformConfig, clean_answer, clean_caption, transform
+from limbeck.data.transform import TransformConfig, clean_answer, clean_caption, transform
 from limbeck.types import Batch
 
 
@@ -93,6 +94,8 @@ class Pairs(Dataset[Item | Skipped]):
         self.seed = seed
         if self.config.cache and not transform.is_deterministic:
             raise DataError("cache: true keeps finished pictures, so crop, flip and randaugment must be off")
+        self.without_caption = 0
+        """examples whose caption is empty, since they have none"""
         self._read_texts(tokenizer)
         self.collate = Collator(
             pad=SpecialIds.of(tokenizer).pad, with_questions=self.config.questions > 0 and len(self._questions) > 0
@@ -144,6 +147,7 @@ class Pairs(Dataset[Item | Skipped]):
             for example in examples[start : start + CHUNK]:
                 digest.update(repr((example.id, example.captions, example.questions)).encode())
                 image_ids.append(number_of(example.image.key))
+                self.without_caption += not example.captions
                 captions.add(
                     [config.prompt + clean_caption(text, config.max_words) for text in example.captions or ("",)]
                 )
@@ -246,10 +250,10 @@ class Collator:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def normalize(pictures: Tensor) -> Tensor:
-    """uint8 [B, 3, R, R] to float32 with CLIP's mean and deviation."""
-    scale = torch.tensor([1 / (255 * std) for std in STD]).view(3, 1, 1)
-    shift = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)]).view(3, 1, 1)
+def normalize(pictures: Tensor, by: Normalization = CLIP) -> Tensor:
+    """uint8 [B, 3, R, R] to float32 with a mean and deviation."""
+    scale = torch.tensor([1 / (255 * std) for std in by.std]).view(3, 1, 1)
+    shift = torch.tensor([-mean / std for mean, std in zip(by.mean, by.std, strict=True)]).view(3, 1, 1)
     return pictures.to(torch.float32).mul_(scale).add_(shift)
 
 

@@ -23,13 +23,11 @@ from limbeck.data.answer_spans import widened
 from limbeck.data.chat import Chat
 from limbeck.data.conversations import ConversationSource
 from limbeck.data.dataset import normalize
-from limbeck.data.encoded_conversations import DialoguesConfig, EncodedConversations, kept_length
+from limbeck.data.encoded_conversations import DialoguesConfig, EncodedConversations, Limit, kept_length
 from limbeck.data.examples import BrokenImage, DataError, Skipped
-from limbeck.data.transform import MEAN, TransformConfig, transform
+from limbeck.data.normalization import CLIP, Normalization
+from limbeck.data.transform import TransformConfig, transform
 from limbeck.types import IGNORE, ConversationBatch
-
-BORDER = tuple(int(255 * mean) for mean in MEAN)
-"""Fills the sides of a picture that is padded to a square."""
 
 
 class LoadedConversations(ConversationBatch):
@@ -54,8 +52,9 @@ class Dialogue:
 class Dialogues(Dataset[Dialogue | Skipped]):
     """Encoded conversations by index or (index, epoch); of a group each epoch draws one.
 
-    `left_out` lists what was too long or did not fit the template. An item whose picture does not decode is a
-    `Skipped`; `collate` puts another in its place and reports it. Raises DataError where too much is left out.
+    `left_out` lists what was too long, for the models' `limits` too, or did not fit the template. An item whose picture
+    does not decode is a `Skipped`; `collate` puts another in its place and reports it. Raises DataError where too much
+    is left out.
     """
 
     def __init__(
@@ -66,17 +65,20 @@ class Dialogues(Dataset[Dialogue | Skipped]):
         image_tokens: int,
         config: DialoguesConfig | None = None,
         seed: int = 0,
+        limits: Sequence[Limit] = (),
+        normalization: Normalization = CLIP,
     ) -> None:
         self.source = source
         self.chat = chat
         self.transform = transform
         self.image_tokens = image_tokens
+        self.normalization = normalization
         self.config = config or DialoguesConfig()
         if self.config.cache and not transform.is_deterministic:
             raise DataError("cache: true keeps finished pictures, so crop, flip and randaugment must be off")
-        self.rows = EncodedConversations(source, chat, image_tokens, self.config, seed)
+        self.rows = EncodedConversations(source, chat, image_tokens, self.config, seed, limits)
         self.left_out = self.rows.left_out
-        self.collate = DialogueCollator(pad=chat.ids.pad, size=transform.size)
+        self.collate = DialogueCollator(pad=chat.ids.pad, size=transform.size, normalization=normalization)
         self._images: np.ndarray | None = None
         self._broken: dict[int, Skipped] = {}
         if self.config.cache:
@@ -92,7 +94,8 @@ class Dialogues(Dataset[Dialogue | Skipped]):
         image = self._image(row, rng)
         if isinstance(image, Skipped):
             return image
-        length = kept_length(encoded, 0 if image is None else self.image_tokens - 1, self.config)
+        extra, limits = (0, ()) if image is None else (self.image_tokens - 1, self.rows.limits)
+        length = kept_length(encoded, extra, self.config, limits)
         kept, supervised = encoded.ids[:length], encoded.supervised[:length]
         ids, labels = widened(kept, supervised, self.chat.ids.image, self.image_tokens)
         return Dialogue(image=image, image_id=self.rows.image_id(row), ids=ids, labels=labels)
@@ -128,7 +131,9 @@ class Dialogues(Dataset[Dialogue | Skipped]):
             image = conversation.image.open()
         except BrokenImage as error:
             return Skipped(id=conversation.id, reason=str(error))
-        return transform(padded_to_square(image) if self.config.pad_to_square else image, self.transform, rng)
+        if self.config.pad_to_square:
+            image = padded_to_square(image, self.normalization.border)
+        return transform(image, self.transform, rng)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class DialogueCollator:
     pad: int
     size: int
     """pixels a side"""
+    normalization: Normalization = CLIP
 
     def __call__(self, items: Sequence[Dialogue | Skipped]) -> LoadedConversations:
         """The batch. Raises DataError where not one picture of it decodes."""
@@ -156,7 +162,7 @@ class DialogueCollator:
         blank = np.zeros((3, self.size, self.size), np.uint8)
         pictures = torch.from_numpy(np.stack([blank if item.image is None else item.image for item in kept]))
         batch = LoadedConversations(
-            pixel_values=normalize(pictures).mul_(has_image.view(-1, 1, 1, 1)),
+            pixel_values=normalize(pictures, self.normalization).mul_(has_image.view(-1, 1, 1, 1)),
             input_ids=_filled([item.ids for item in kept], mask, self.pad),
             attention_mask=torch.from_numpy(mask),
             labels=_filled([item.labels for item in kept], mask, IGNORE),
@@ -168,12 +174,12 @@ class DialogueCollator:
         return batch
 
 
-def padded_to_square(image: Image.Image) -> Image.Image:
-    """The whole picture in the middle of a square of CLIP's mean colour (LLaVA's expand2square)."""
+def padded_to_square(image: Image.Image, border: tuple[int, ...] = CLIP.border) -> Image.Image:
+    """The whole picture in the middle of a square of another colour, CLIP's mean by default (LLaVA's expand2square)."""
     side = max(image.size)
     if image.size == (side, side):
         return image
-    square = Image.new("RGB", (side, side), BORDER)
+    square = Image.new("RGB", (side, side), border)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -33,7 +35,7 @@ class DialoguesConfig(Section):
     max_left_out: float = Field(default=0.1, ge=0, le=1)
     """share of conversations left out for these reasons past which loading stops"""
     pad_to_square: bool = False
-    """widen a picture to a square with CLIP's mean colour, as LLaVA-1.5 does, instead of squeezing it"""
+    """widen a picture to a square with the mean colour, as LLaVA-1.5 does, instead of squeezing it"""
     cache: bool = False
     """keep every picture in memory, size x size x 3 bytes each; only where the transform leaves nothing to chance"""
 
@@ -48,17 +50,34 @@ class Writer(Protocol):
     def text(self, conversation: Conversation) -> str: ...
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a model can read of a conversation."""
+
+    name: str
+    """what it is called in a reason, such as: the tiny model's positions"""
+    tokens: int
+    extra: Callable[[Encoded], int]
+    """how many tokens more than `ids` the model reads of a conversation with a picture"""
+
+
 class EncodedConversations:
     """The conversations of a source that fit, by row; of each group an epoch draws one.
 
-    `picture_tokens` is the least that a picture can be widened to. `left_out` lists what is too long even so, or does
-    not fit the template. Raises DataError where too much is left out.
+    `picture_tokens` is the least that a picture can be widened to. `left_out` lists what is too long even so, is past
+    one of the `limits`, or does not fit the template. Raises DataError where too much is left out.
     """
 
     def __init__(
-        self, source: ConversationSource, chat: Writer, picture_tokens: int, config: DialoguesConfig, seed: int
+        self,
+        source: ConversationSource,
+        chat: Writer,
+        picture_tokens: int,
+        config: DialoguesConfig,
+        seed: int,
+        limits: Sequence[Limit] = (),
     ) -> None:
-        self.source, self.chat, self.config, self.seed = source, chat, config, seed
+        self.source, self.chat, self.config, self.seed, self.limits = source, chat, config, seed, limits
         self.left_out = self._encode(picture_tokens)
         total = len(source.conversations)
         check_skipped(self.left_out, total, config.max_left_out, f"{source.name}, max_left_out")
@@ -142,20 +161,27 @@ class EncodedConversations:
         if self.config.needs_image and conversation.image is None:
             return Unfit("no picture")
         extra = picture_tokens - 1 if conversation.image else 0
-        return None if kept_length(encoded, extra, self.config) else too_long(encoded, extra, self.config)
+        limits = self.limits if conversation.image else ()
+        if kept_length(encoded, extra, self.config, limits):
+            return None
+        return too_long(encoded, extra, self.config, limits)
 
 
-def kept_length(encoded: Encoded, extra: int, config: DialoguesConfig) -> int:
+def kept_length(encoded: Encoded, extra: int, config: DialoguesConfig, limits: Sequence[Limit] = ()) -> int:
     """How many of the tokens are kept if the picture takes `extra` more; 0: the conversation cannot be used."""
-    room = config.max_length - extra
+    room = min([config.max_length - extra, *(limit.tokens - limit.extra(encoded) for limit in limits)])
     if len(encoded.ids) <= room:
         return len(encoded.ids)
     fitting = encoded.ends[encoded.ends <= room]
     return int(fitting[-1]) if config.too_long == "cut" and len(fitting) else 0
 
 
-def too_long(encoded: Encoded, extra: int, config: DialoguesConfig) -> Unfit:
+def too_long(encoded: Encoded, extra: int, config: DialoguesConfig, limits: Sequence[Limit] = ()) -> Unfit:
     """The reason why it cannot."""
+    for limit in limits:
+        length = len(encoded.ids) + limit.extra(encoded)
+        if length > limit.tokens:
+            return Unfit(f"{length} tokens, more than {limit.name}, {limit.tokens}")
     return Unfit(f"{len(encoded.ids) + extra} tokens, more than max_length {config.max_length}")
 
 

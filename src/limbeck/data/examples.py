@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from limbeck.errors import WrongInput
 
@@ -178,9 +178,16 @@ def number_of(text: str) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A copy as RGB, transparency over white."""
+    """A copy as RGB: 16 bits as 8, transparency over white. Raises ValueError where pixels have no known range."""
     if image.mode == "RGB":
         return image.copy()
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its pixels are numbers of more than 16 bits, whose white is not known")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, whose white is not known; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -189,9 +196,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(file: str | io.BytesIO, name: str) -> Image.Image:
-    """A stored picture as RGB. Raises BrokenImage."""
+    """A stored picture as RGB, turned as its EXIF orientation says. Raises BrokenImage."""
     try:
         with Image.open(file) as image:
+            _turn(image)
             return to_rgb(image)
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, TypeError and more
         raise BrokenImage(f"{name}: {error or type(error).__name__}") from error
+
+
+def _turn(image: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # a damaged EXIF block, of which Pillow raises as many kinds, says nothing of the picture's top
+        return

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from PIL import Image
 
+from limbeck.data.encoding import Ragged
 from limbeck.data.examples import (
     BrokenImage,
     DataError,
@@ -22,7 +25,7 @@ from limbeck.data.examples import (
     check_skipped,
     decode,
 )
-from limbeck.data.records import BrokenRecord, FilesConfig, captions_of, questions_of
+from limbeck.data.records import BrokenRecord, FilesConfig, Pictures, captions_of, joined, questions_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +51,10 @@ class DatasetsConfig(FilesConfig):
 
 
 def load_datasets(config: DatasetsConfig, base: Path) -> Source:
-    """Open the dataset and check its texts; pictures are decoded when wanted. Raises DataError."""
+    """One example per picture, rows of the same picture taken together. Raises DataError.
+
+    The texts are checked here; pictures are decoded when wanted.
+    """
     if importlib.util.find_spec("datasets") is None:
         raise DataError("source datasets needs the package datasets: pip install datasets")
     import datasets
@@ -59,38 +65,80 @@ def load_datasets(config: DatasetsConfig, base: Path) -> Source:
     if missing:
         raise DataError(f"{config.path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
     table = table.select_columns(columns).cast_column(config.image, datasets.Image(decode=False))
-    chosen, skipped = [], []
+    skipped: list[Skipped] = []
+    pictures, same = Pictures(config.limit), _Same(table, config.image)
     texts = table.remove_columns(config.image)
-    for row, record in enumerate(texts):
+    taken = 0
+    for row, (record, stored) in enumerate(zip(texts, _stored(table, config.image), strict=True)):
         try:
             _texts(config, record, row)
         except BrokenRecord as error:
-            skipped.append(Skipped(f"{config.path}[{row}]", str(error)))
+            if not pictures.full:
+                skipped.append(Skipped(f"{config.path}[{row}]", str(error)))
             continue
-        chosen.append(row)
-        if len(chosen) == config.limit:
+        if not pictures.add(same.first(row, *stored), row):
             break
-    check_skipped(skipped, len(chosen) + len(skipped), config.max_skipped, config.path)
-    return Source(name=config.path, examples=_Rows(config, table, texts, chosen), skipped=tuple(skipped))
+        taken += 1
+    check_skipped(skipped, taken + len(skipped), config.max_skipped, config.path)
+    return Source(name=config.path, examples=_Rows(config, table, texts, pictures.rows()), skipped=tuple(skipped))
 
 
 class _Rows(Examples):
-    def __init__(self, config: DatasetsConfig, table: Dataset, texts: Dataset, chosen: list[int]) -> None:
+    def __init__(self, config: DatasetsConfig, table: Dataset, texts: Dataset, rows: Ragged) -> None:
         self._config = config
         self._table = table
         self._texts = texts
-        self._chosen = chosen
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._rows)
 
     def at(self, index: int) -> Example:
         """The example at 0 <= index < len."""
-        row = self._chosen[index]
+        return joined([self._row(int(row)) for row in self._rows[index]])
+
+    def _row(self, row: int) -> Example:
         id = f"{self._config.path}[{row}]"
         captions, questions = _texts(self._config, self._texts[row], row)
         image = MadeImage(id, partial(_decode, self._table, self._config.image, row, id))
         return Example(id=id, image=image, captions=captions, questions=questions)
+
+
+class _Same:
+    """Which rows of a table have one picture. Its bytes are read only where another has the same length and name."""
+
+    def __init__(self, table: Dataset, column: str) -> None:
+        self._table = table
+        self._column = column
+        self._first: dict[tuple[int | None, str | None], int] = {}
+        self._digests: dict[tuple[int | None, str | None], dict[bytes, int]] = {}
+
+    def first(self, row: int, size: int | None, path: str | None) -> int:
+        """The first row that was asked about with this one's picture, of so many bytes and this name."""
+        if size is None and path is None:
+            return row
+        first = self._first.setdefault((size, path), row)
+        if size is None or first == row:
+            return first
+        if (size, path) not in self._digests:
+            self._digests[size, path] = {self._digest(first): first}
+        return self._digests[size, path].setdefault(self._digest(row), row)
+
+    def _digest(self, row: int) -> bytes:
+        stored: Any = self._table[row][self._column]
+        return hashlib.blake2b(stored["bytes"], digest_size=16).digest()
+
+
+def _stored(table: Dataset, column: str) -> Iterator[tuple[int | None, str | None]]:
+    """Of each row's picture how many bytes it has, None where they are in a file, and its name."""
+    from pyarrow import compute
+
+    functions = cast(Any, compute)
+    for batch in table.with_format("arrow").iter(1000):
+        stored = cast(Any, batch)[column]
+        pictures, paths = (functions.struct_field(stored, name) for name in ("bytes", "path"))
+        sizes = functions.binary_length(pictures)
+        yield from zip(sizes.to_pylist(), paths.to_pylist(), strict=True)
 
 
 def _texts(config: DatasetsConfig, record: Any, row: int) -> tuple[tuple[str, ...], tuple[Question, ...]]:

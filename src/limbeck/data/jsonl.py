@@ -9,15 +9,17 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from limbeck.data.examples import DataError, Example, Examples, Skipped, Source, check_skipped
+from limbeck.data.examples import DataError, Example, Examples, Skipped, Source, check_skipped, number_of
 from limbeck.data.records import (
     BrokenRecord,
     FilesConfig,
+    Pictures,
     example_of,
     existing_file,
     existing_folder,
     field,
     image_file,
+    joined,
     kind_of,
 )
 
@@ -38,10 +40,13 @@ class JsonlConfig(FilesConfig):
 
 
 def load_jsonl(config: JsonlConfig, base: Path) -> Source:
-    """Check every line and remember where it starts. Raises DataError."""
+    """One example per picture, lines about the same picture taken together. Raises DataError.
+
+    Every line is checked, and where it starts is remembered.
+    """
     file = existing_file(base, config.path, "source jsonl, field path")
     folder = existing_folder(base, config.images, "source jsonl, field images") if config.images else file.parent
-    lines = _Lines(file, folder, config)
+    lines, pictures = _Lines(file, folder, config), Pictures(config.limit)
     offsets, numbers, skipped, offset = [], [], [], 0
     values: dict[str, set[str]] = {name: set() for name in config.where}
     with file.open("rb") as stream:
@@ -53,19 +58,20 @@ def load_jsonl(config: JsonlConfig, base: Path) -> Source:
                 record = lines.record(line)
                 if not _chosen(record, config.where, values):
                     continue
-                lines.example(record, number)
+                example = lines.example(record, number)
             except BrokenRecord as error:
-                skipped.append(Skipped(f"{file}:{number}", str(error)))
+                if not pictures.full:
+                    skipped.append(Skipped(f"{file}:{number}", str(error)))
                 continue
+            if not pictures.add(number_of(example.image.key), len(offsets)):
+                break
             offsets.append(start)
             numbers.append(number)
-            if len(offsets) == config.limit:
-                break
     check_skipped(skipped, len(offsets) + len(skipped), config.max_skipped, str(file))
     if not offsets:
         found = "; ".join(f"{name} is {', '.join(sorted(seen)[:8])}" for name, seen in values.items())
         raise DataError(f"{file}: no record {f'with {config.where}: {found}' if config.where else 'in it'}")
-    lines.choose(offsets, numbers)
+    lines.choose(offsets, numbers, pictures)
     return Source(name=str(config.path), examples=lines, skipped=tuple(skipped))
 
 
@@ -74,21 +80,25 @@ class _Lines(Examples):
         self._file = file
         self._folder = folder
         self._config = config
-        self.choose([], [])
+        self.choose([], [], Pictures(None))
 
-    def choose(self, offsets: list[int], numbers: list[int]) -> None:
-        """Say where the chosen lines start, and their line numbers."""
+    def choose(self, offsets: list[int], numbers: list[int], pictures: Pictures) -> None:
+        """Say where the chosen lines start, their line numbers, and which are about one picture."""
         self._offsets = np.asarray(offsets, np.int64)
         self._numbers = np.asarray(numbers, np.int64)
+        self._rows = pictures.rows()
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._rows)
 
     def at(self, index: int) -> Example:
         """The example at 0 <= index < len."""
+        examples = []
         with self._file.open("rb") as stream:
-            stream.seek(int(self._offsets[index]))
-            return self.example(self.record(stream.readline()), int(self._numbers[index]))
+            for row in self._rows[index]:
+                stream.seek(int(self._offsets[row]))
+                examples.append(self.example(self.record(stream.readline()), int(self._numbers[row])))
+        return joined(examples)
 
     def record(self, line: bytes) -> dict[str, Any]:
         """The object of a line. Raises BrokenRecord."""
@@ -103,7 +113,7 @@ class _Lines(Examples):
     def example(self, record: dict[str, Any], number: int) -> Example:
         """The example of a line. Raises BrokenRecord."""
         image = image_file(self._folder, field(record, self._config.image_field, str))
-        id = str(record["id"]) if "id" in record else f"{self._file.name}:{number}"
+        id = str(record["id"]) if "id" in record else f"{self._config.path}:{number}"
         return example_of(record, id, image, self._config.caption_field)
 
 

@@ -14,6 +14,9 @@ from limbeck.data.conversations import IMAGE, Conversation, ConversationSource, 
 from limbeck.data.records import BrokenRecord, existing_file, existing_folder, field, image_file, kind_of
 from limbeck.data.stored_conversations import ConversationFileConfig, load_stored
 
+_PICTURES = ("image", "image_url")
+"""Types of parts that are pictures."""
+
 
 class MessagesConfig(ConversationFileConfig):
     """Conversations as OpenAI's API and TRL write them."""
@@ -33,6 +36,13 @@ def load_messages(config: MessagesConfig, base: Path) -> ConversationSource:
 @dataclass(frozen=True)
 class _Reader:
     folder: Path
+
+    def has_picture(self, record: Any) -> bool:
+        if not isinstance(record, dict):
+            return True
+        contents = [message.get("content") for message in _objects(record.get("messages"))]
+        parts = [part for content in contents for part in _objects(content)]
+        return bool(record.get("images")) or any(part.get("type") in _PICTURES for part in parts)
 
     def __call__(self, record: Any, id: str) -> Conversation:
         in_parts: list[str] = []
@@ -59,12 +69,17 @@ def _turn(message: Any, pictures: list[str]) -> Turn:
         kind = field(part, "type", str)
         if kind == "text":
             texts.append(field(part, "text", str))
-        elif kind in ("image", "image_url"):
+        elif kind in _PICTURES:
             places += IMAGE
             pictures += [_path(part[name]) for name in ("image", "path", "url", "image_url") if name in part]
         else:
             raise BrokenRecord(f"a part of type {kind!r}; wanted text, image or image_url")
     return Turn(role, places + "\n".join(texts))
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list; none where it is no list."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _path(value: Any) -> str:

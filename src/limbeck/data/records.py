@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from limbeck.config import Section
+from limbeck.data.encoding import Ragged
 from limbeck.data.examples import DataError, Example, FileImage, ImageSource, Question
 from limbeck.data.transform import clean_caption
 
@@ -113,6 +115,46 @@ def example_of(record: Any, id: str, image: ImageSource, caption_field: str | No
     if not captions and not questions:
         raise BrokenRecord(f"no caption, captions, question or questions; it has {', '.join(map(str, record))}")
     return Example(id=id, image=image, captions=captions, questions=questions)
+
+
+def joined(rows: Sequence[Example]) -> Example:
+    """One example of what several rows say and ask about one picture; its id is the first row's."""
+    return Example(
+        id=rows[0].id,
+        image=rows[0].image,
+        captions=tuple(caption for row in rows for caption in row.captions),
+        questions=tuple(question for row in rows for question in row.questions),
+    )
+
+
+class Pictures:
+    """Rows by the picture that they are about, the picture that was seen first in front."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._places: dict[int, int] = {}
+        self._rows: list[int] = []
+        self._pictures: list[int] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many pictures as wanted."""
+        return len(self._places) == self._limit
+
+    def add(self, picture: int, row: int) -> bool:
+        """Take a row about a picture; False where that would be one picture too many."""
+        if self.full and picture not in self._places:
+            return False
+        self._pictures.append(self._places.setdefault(picture, len(self._places)))
+        self._rows.append(row)
+        return True
+
+    def rows(self) -> Ragged:
+        """The rows of each picture."""
+        pictures = np.asarray(self._pictures, np.int64)
+        order = np.argsort(pictures, kind="stable")
+        starts = np.searchsorted(pictures[order], np.arange(len(self._places) + 1))
+        return Ragged(np.asarray(self._rows, np.int64)[order], starts)
 
 
 def image_file(folder: Path, name: str) -> FileImage:

@@ -7,10 +7,10 @@ what is kept in memory is where it starts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,8 +18,17 @@ from limbeck.data.conversations import Conversation, Conversations, Conversation
 from limbeck.data.examples import DataError, Skipped, check_skipped
 from limbeck.data.records import BrokenRecord, FilesConfig, read_json
 
-Read = Callable[[Any, str], Conversation]
-"""A record and its id to a conversation. Raises BrokenRecord."""
+
+class Reader(Protocol):
+    """What knows a file's kind of record."""
+
+    def has_picture(self, record: Any) -> bool:
+        """Whether a record names a picture; what is no record at all counts as one that does."""
+        ...
+
+    def __call__(self, record: Any, id: str) -> Conversation:
+        """A record and its id to a conversation. Raises BrokenRecord."""
+        ...
 
 
 class ConversationFileConfig(FilesConfig):
@@ -31,21 +40,22 @@ class ConversationFileConfig(FilesConfig):
     """conversations as they are; unrolled, each exchange a conversation of its own about the picture, its words
     unchanged; or the one after the other"""
     text_only: Literal["keep", "skip"] = "keep"
-    """what becomes of records without a picture; skipped ones are listed and do not count as broken"""
+    """what becomes of records without a picture; skipped ones are listed and never count as broken"""
 
 
-def load_stored(config: ConversationFileConfig, file: Path, read: Read) -> ConversationSource:
+def load_stored(config: ConversationFileConfig, file: Path, read: Reader) -> ConversationSource:
     """Check every record. Raises DataError."""
     skipped, set_aside, spans, numbers, exchanges = [], [], [], [], []
     for number, span, text in _records(file):
         where = _name(file, number)
         try:
-            conversation = read(_record(text), where)
+            record = _record(text)
+            if config.text_only == "skip" and not read.has_picture(record):
+                set_aside.append(Skipped(where, "no picture, and text_only is skip"))
+                continue
+            conversation = read(record, where)
         except BrokenRecord as error:
             skipped.append(Skipped(where, str(error)))
-            continue
-        if conversation.image is None and config.text_only == "skip":
-            set_aside.append(Skipped(where, "no picture, and text_only is skip"))
             continue
         spans.append(span)
         numbers.append(number)
@@ -67,7 +77,7 @@ def load_stored(config: ConversationFileConfig, file: Path, read: Read) -> Conve
 @dataclass(frozen=True)
 class _Stored:
     file: Path
-    read: Read
+    read: Reader
     spans: np.ndarray
     """int64 [records, 2], the bytes of each"""
     numbers: np.ndarray

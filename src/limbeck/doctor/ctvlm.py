@@ -16,7 +16,7 @@ from limbeck.data.conversations import Conversations, ConversationSource, group_
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import DataError
 from limbeck.distributed import device_here
-from limbeck.doctor.ctvlm_checks import check_templates, folders_of, model_checks
+from limbeck.doctor.ctvlm_checks import check_templates, model_checks
 from limbeck.doctor.finding import REST, Finding, broken, count_of, failed, tried
 from limbeck.doctor.gradients import check_parameters
 from limbeck.doctor.machine import free_memory, rooms
@@ -50,7 +50,7 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
     arguments = stage_arguments(recipe, recipe.stages)
     sources = open_sources(recipe)
     tokenizer = open_tokenizer(recipe.tokenizer, Path(recipe.data.root), sources.values())
-    findings = [check_tokenizer(tokenizer, folders_of(recipe)), *check_templates(recipe, tokenizer, sources)]
+    findings = [check_tokenizer(tokenizer, recipe.duet.large.folder), *check_templates(recipe, tokenizer, sources)]
     if failed(findings):
         return [*findings, REST]
     count = max(SAMPLE, *(each.train_batch_size for each in arguments.values()))
@@ -65,7 +65,7 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
         try:
             duet = build_models(used, tokenizer)
             method = build_method(used, duet, tokenizer)
-        except (RecipeError, ValueError, OSError) as error:
+        except (RecipeError, DataError, ValueError, OSError) as error:
             return [*findings, Finding("models", "failed", str(error)), REST]
         try:
             datasets = build_dialogues(used, samples, tokenizer, duet)

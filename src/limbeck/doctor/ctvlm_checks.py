@@ -43,7 +43,7 @@ def refuse_unsound(
     training = method.training
     with torch.random.fork_rng(devices=[]):
         findings = [
-            check_tokenizer(tokenizer, folders_of(recipe)),
+            check_tokenizer(tokenizer, recipe.duet.large.folder),
             *check_templates(recipe, tokenizer, sources),
             *model_checks(recipe, tokenizer, method, datasets, torch.device("cpu"), tries=tries),
         ]
@@ -97,7 +97,7 @@ def check_templates(
 
 
 def check_lengths(duet: Duet, datasets: Mapping[str, Dialogues], max_length: int) -> Finding:
-    """The longest conversations fit into both models' positions, those of the large one being longer."""
+    """How near the longest conversations come to both models' positions, past which they are left out."""
     tiny, large = duet.config.tiny_part.text_part, duet.config.large_part
     longest = {"tiny": 0, "large": 0}
     for dataset in {id(dataset): dataset for dataset in datasets.values()}.values():
@@ -109,17 +109,13 @@ def check_lengths(duet: Duet, datasets: Mapping[str, Dialogues], max_length: int
         longest["large"] = max(longest["large"], packing.source.shape[1])
     positions = {"tiny": tiny.max_position_embeddings, "large": large.max_position_embeddings}
     figures = {"longest": longest, "positions": positions, "max_length": max_length}
-    over = [role for role, length in longest.items() if length > positions[role]]
-    if over:
-        said = ", ".join(f"{longest[role]} tokens for the {role} model's {positions[role]} positions" for role in over)
-        return Finding("lengths", "failed", f"a conversation makes {said}; set data.dialogues.max_length", figures)
     text = ", ".join(f"{role} {length} of {positions[role]} positions" for role, length in longest.items())
     text = f"the longest of a sample: {text}"
     tight = [role for role, length in longest.items() if length > FULL * positions[role]]
     tight += ["tiny"] * (max_length > positions["tiny"])
     if not tight:
         return Finding("lengths", "ok", text, figures)
-    doubt = f"others may be too long for the {' and '.join(dict.fromkeys(tight))} model, which would stop the run"
+    doubt = f"others may be too long for the {' and '.join(dict.fromkeys(tight))} model, and are left out"
     return Finding("lengths", "warning", f"{text}; max_length is {max_length}: {doubt}", figures)
 
 
@@ -157,8 +153,3 @@ def pretrained_parts(recipe: CTVLMRecipe, duet: Duet) -> list[Pretrained]:
         )
         parts.append(made)
     return parts
-
-
-def folders_of(recipe: CTVLMRecipe) -> dict[str, str | None]:
-    """Each language model's folder."""
-    return {"tiny": recipe.duet.tiny.folder, "large": recipe.duet.large.folder}

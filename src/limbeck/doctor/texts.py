@@ -31,19 +31,17 @@ UNLIKE = 0.1
 """Mean difference of a picture's normalised values past which two ways of preparing it are not the same."""
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerFast, folders: dict[str, str | None]) -> Finding:
-    """`folders` by the role of the model in it, None for a new model, which takes the recipe's tokenizer."""
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, large: str | None) -> Finding:
+    """`large` is the large model's folder, None for a new model, which takes the recipe's tokenizer."""
     ids, without = DecoderIds.of(tokenizer), []
-    for role, name in folders.items():
-        if name is None:
-            continue
+    if large is not None:
         try:
-            if not compare_tokenizer(f"duet.{role}", name, tokenizer):
-                without.append(f"the {role} model's folder {name} has no tokenizer.json, so nobody can compare it")
+            if not compare_tokenizer("duet.large", large, tokenizer):
+                without.append(f"the large model's folder {large} has no tokenizer.json, so nobody can compare it")
         except RecipeError as error:
             return Finding("tokenizer", "failed", str(error))
         except (OSError, ValueError) as error:
-            without.append(f"the {role} model's tokenizer cannot be compared: {error}")
+            without.append(f"the large model's tokenizer cannot be compared: {error}")
     image = f"<image> is token {ids.image}, padding {ids.pad}, end {ids.eos}, beginning {ids.bos}"
     figures = {"tokens": len(tokenizer), "image": ids.image, "pad": ids.pad, "eos": ids.eos, "bos": ids.bos}
     if ids.pad == ids.eos:
@@ -124,8 +122,15 @@ def check_picture(duet: Duet, chat: Chat, dataset: Dialogues) -> Finding:
         image = conversation.image.open()
     except BrokenImage as error:
         return Finding(check, "warning", f"nothing could be tried: {error}")
-    square = dataset.config.pad_to_square
-    processor = make_processor(duet.config, copy.deepcopy(chat.tokenizer), chat.jinja, pad_to_square=square)
+    square, by = dataset.config.pad_to_square, dataset.normalization
+    processor = make_processor(
+        duet.config,
+        copy.deepcopy(chat.tokenizer),
+        chat.jinja,
+        pad_to_square=square,
+        image_mean=by.mean,
+        image_std=by.std,
+    )
     prompt = prompt_of(chat, conversation, 0)
     inputs = processor(images=[image], text=[prompt], return_tensors="pt")  # pyright: ignore[reportCallIssue]
     [ids] = inputs["input_ids"].tolist()
@@ -146,8 +151,8 @@ def check_picture(duet: Duet, chat: Chat, dataset: Dialogues) -> Finding:
     trained, _ = widened(encoded.ids[:first], encoded.supervised[:first], chat.ids.image, wanted)
     if trained.tolist() != ids:
         return Finding(check, "failed", f"the processor's prompt {_difference(chat, trained.tolist(), ids)}", figures)
-    prepared = transform(padded_to_square(image) if square else image, dataset.transform, random.Random(0))
-    prepared = normalize(torch.from_numpy(prepared)[None])
+    prepared = transform(padded_to_square(image, by.border) if square else image, dataset.transform, random.Random(0))
+    prepared = normalize(torch.from_numpy(prepared)[None], by)
     distance = float((prepared - inputs["pixel_values"]).abs().mean())
     text = f"{wanted} in config, processor and eye; training's picture and the processor's differ by {distance:.3f}"
     return Finding(check, "ok" if distance <= UNLIKE else "warning", text, figures | {"difference": distance})

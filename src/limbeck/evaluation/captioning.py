@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from limbeck.evaluation.inputs import (
     evaluating,
     picture_batches,
     read_rows,
+    require_captions,
     write_rows,
     write_whole,
 )
 from limbeck.evaluation.metrics.caption import caption_scores
 from limbeck.evaluation.metrics.ptb import TokenizerName
 from limbeck.models.fusion import FusionVLM
+
+_COCO_NAME = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
+"""COCO_val2014_000000000042.jpg, or 000000000042.jpg of 2017, in any folder"""
 
 
 class CaptioningConfig(TaskConfig):
@@ -65,9 +70,7 @@ def evaluate_captioning(
     Raises ValueError where an example has no caption or the model cannot write, DataError where too many pictures are
     broken.
     """
-    bare = [example.id for example in examples if not example.captions]
-    if bare or not len(examples):
-        raise ValueError(f"captioning: every example needs a caption; without one: {bare[:5] or 'there is no example'}")
+    require_captions(examples, "captioning")
     prompt = encode(tokenizer, [config.prompt], model.config.text.max_positions, device)[0][:, :-1]
     room = config.max_length - prompt.shape[1]
     if room < 1:
@@ -119,5 +122,8 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 
 
 def _coco_id(example_id: str) -> int | str:
-    """COCO's files want numbers."""
-    return int(example_id) if example_id.isdecimal() else example_id
+    """COCO's files want numbers: an id that is one, or that in the name of a picture of COCO's."""
+    if example_id.isdecimal():
+        return int(example_id)
+    named = _COCO_NAME.fullmatch(example_id)
+    return int(named[1]) if named else example_id

@@ -15,11 +15,11 @@ from limbeck.data.examples import Example, Source
 from limbeck.data.sources import SourceConfig, load_sources
 from limbeck.evaluation import captioning, retrieval, vqa
 from limbeck.evaluation.captioning import CaptioningConfig, evaluate_captioning
-from limbeck.evaluation.inputs import write_whole
+from limbeck.evaluation.inputs import require_captions, write_whole
 from limbeck.evaluation.retrieval import RetrievalConfig, evaluate_retrieval
-from limbeck.evaluation.vqa import VQAConfig, evaluate_vqa
+from limbeck.evaluation.vqa import NO_QUESTION, VQAConfig, common_answers, evaluate_vqa
 from limbeck.models.clip import DualEncoder
-from limbeck.models.fusion import FusionVLM
+from limbeck.models.fusion import FusionConfig, FusionVLM
 
 TaskName = Literal["retrieval", "captioning", "vqa"]
 
@@ -103,7 +103,7 @@ def evaluate(
     tokenizer} and `vqa` {accuracy, by_kind}: percent, and caption metrics times 100. `answers` is what "rank" chooses
     from where the config names no file. Raises ValueError where the model cannot do a task, before any of them runs.
     """
-    _check(model, config)
+    check_model(model, config)
     out = folder / "evaluation"
     summary: dict[str, Any] = {}
     if config.retrieval is not None:
@@ -137,22 +137,51 @@ def evaluate(
             answers=answers if config.vqa.answers is None else read_answers(base / config.vqa.answers),
             progress=progress,
         )
-    _write_summary(out, summary)
-    return summary
+    return _write_summary(out, summary)
 
 
-def _check(model: FusionVLM | DualEncoder, config: EvaluationConfig) -> None:
-    """Raise ValueError where the model lacks a part that a task needs."""
-    if isinstance(model, DualEncoder):
-        if config.captioning is not None or config.vqa is not None:
-            raise ValueError("evaluation: a clip model neither writes nor answers; leave out `captioning` and `vqa`")
+def check_model(model: FusionVLM | DualEncoder, config: EvaluationConfig, role: str = "model") -> None:
+    """Raise ValueError where the model lacks a part that a task needs; `role` is what the message calls it."""
+    parts = model.config
+    fuses = isinstance(parts, FusionConfig)
+    needs: dict[TaskName, tuple[bool, str]] = {
+        "retrieval": (not fuses or parts.heads, "contrastive and matching heads to rank with"),
+        "captioning": (fuses and parts.decoder != "none", "decoder to write with"),
+        "vqa": (
+            fuses and parts.answers,
+            "text encoder and answer decoder to answer with (answer_decoder: tied also wants both towers of one width)",
+        ),
+    }
+    for task in config.tasks:
+        has, part = needs[task]
+        if not has:
+            raise ValueError(f"evaluation.{task}: the {role} ({parts.family}) has no {part}; leave the task out")
+
+
+def check_data(
+    config: EvaluationConfig,
+    examples: Mapping[TaskName, Sequence[Example]],
+    training: Sequence[Example],
+    base: Path = Path(),
+) -> None:
+    """Raise ValueError where a task's examples lack what it asks about, or there are no answers to rank.
+
+    Answers are those of the `training` examples where the config names no file.
+    """
+    for task in ("retrieval", "captioning"):
+        if task in examples:
+            require_captions(examples[task], f"evaluation.{task}.data")
+    if config.vqa is None:
         return
-    if config.retrieval is not None and not model.config.heads:
-        raise ValueError("evaluation.retrieval: this model has no contrastive and matching heads to rank with")
-    if config.captioning is not None and model.config.decoder == "none":
-        raise ValueError(f"evaluation.captioning: this {model.config.family} model has no decoder to write with")
-    if config.vqa is not None:
-        model.answerer()
+    if not any(example.questions for example in examples["vqa"]):
+        raise ValueError(f"evaluation.vqa.data: {NO_QUESTION}")
+    if config.vqa.mode == "rank" and config.vqa.answers is not None:
+        read_answers(base / config.vqa.answers)
+    elif config.vqa.mode == "rank" and not any(common_answers([example]) for example in training):
+        raise ValueError(
+            "evaluation.vqa.mode: rank chooses from the answers of the training data, and there are none; "
+            "name a file in evaluation.vqa.answers, or set mode: generate"
+        )
 
 
 def recompute(folder: Path) -> dict[str, Any]:
@@ -162,8 +191,7 @@ def recompute(folder: Path) -> dict[str, Any]:
     summary = {name: task(out / f"{name}.jsonl") for name, task in again.items() if (out / f"{name}.jsonl").is_file()}
     if not summary:
         raise ValueError(f"{out}: no rows to compute from; wanted retrieval.jsonl, captioning.jsonl or vqa.jsonl")
-    _write_summary(out, summary)
-    return summary
+    return _write_summary(out, summary)
 
 
 def read_answers(path: Path) -> list[str]:
@@ -173,11 +201,15 @@ def read_answers(path: Path) -> list[str]:
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+        raise ValueError(f"evaluation.vqa.answers: {path}: not JSON: {error}") from None
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{path}: wanted a list of answers, found {type(answers).__name__}")
+        found = type(answers).__name__
+        raise ValueError(f"evaluation.vqa.answers: {path}: wanted a list of answers, found {found}")
     return answers
 
 
-def _write_summary(out: Path, summary: dict[str, Any]) -> None:
+def _write_summary(out: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the tasks that have some."""
+    summary = {name: figures for name, figures in found.items() if figures}
     write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary

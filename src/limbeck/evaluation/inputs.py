@@ -78,6 +78,13 @@ def picture_batches(
     check_skipped(skipped, len(examples), config.max_skipped, "evaluation")
 
 
+def require_captions(examples: Sequence[Example], where: str) -> None:
+    """Raise ValueError where there is no example, or one without a caption."""
+    bare = [example.id for example in examples if not example.captions]
+    if bare or not len(examples):
+        raise ValueError(f"{where}: every example needs a caption; without one: {bare[:5] or 'there is no example'}")
+
+
 def encode(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

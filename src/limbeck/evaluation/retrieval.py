@@ -18,7 +18,16 @@ from transformers import PreTrainedTokenizerFast
 
 from limbeck.data.examples import Example
 from limbeck.data.transform import clean_caption
-from limbeck.evaluation.inputs import Row, TaskConfig, encode, evaluating, picture_batches, read_rows, write_rows
+from limbeck.evaluation.inputs import (
+    Row,
+    TaskConfig,
+    encode,
+    evaluating,
+    picture_batches,
+    read_rows,
+    require_captions,
+    write_rows,
+)
 from limbeck.evaluation.metrics.retrieval import picture_ranks, recalls, text_ranks
 from limbeck.models.clip import DualEncoder
 from limbeck.models.fusion import FusionVLM, Memory
@@ -80,9 +89,7 @@ def evaluate_retrieval(
     Raises ValueError where an example has no caption or the model no heads, DataError where too many pictures are
     broken.
     """
-    bare = [example.id for example in examples if not example.captions]
-    if bare or not len(examples):
-        raise ValueError(f"retrieval: every example needs a caption; without one: {bare[:5] or 'there is no example'}")
+    require_captions(examples, "retrieval")
     if isinstance(model, FusionVLM) and not model.config.heads:
         raise ValueError(
             "retrieval: this model has no contrastive and matching heads: load it with a retrieval checkpoint"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from limbeck.data.examples import Example, Question
-from limbeck.data.transform import clean_caption
+from limbeck.data.transform import clean_answer, clean_caption
 from limbeck.evaluation.inputs import (
     Row,
     TaskConfig,
@@ -35,6 +35,8 @@ from limbeck.evaluation.metrics.vqa import accuracy, mean_accuracy
 from limbeck.losses.language import token_cross_entropy
 from limbeck.models.fusion import FusionVLM, Memory
 from limbeck.types import IGNORE
+
+NO_QUESTION = "there is no question; it needs a source with questions (vqa_v2, builtin:scenes, jsonl)"
 
 
 class VQAConfig(TaskConfig):
@@ -75,7 +77,7 @@ def common_answers(examples: Sequence[Example], at_least: int = 1) -> list[str]:
         answer
         for example in examples
         for question in example.questions
-        for answer in {clean_caption(answer) for answer in question.answers}
+        for answer in dict.fromkeys(clean_answer(answer) for answer in question.answers)
     )
     return [answer for answer, count in counts.most_common() if count >= at_least and answer]
 
@@ -93,17 +95,19 @@ def evaluate_vqa(
 ) -> dict[str, Any]:
     """Write one row per question, the official results file beside it, and return `accuracy` and `by_kind`.
 
+    Questions without answers, as those of a server's test split, are in the results file and in no figure; without any
+    answer the figures are empty.
     `answers` is what "rank" chooses from. Raises ValueError where it is missing, no example has a question or the model
     cannot answer, DataError where too many pictures are broken.
     """
     asked = [example for example in examples if example.questions]
     if not asked:
-        raise ValueError("vqa: there is no question; it needs a source with questions (vqa_v2, builtin:scenes, jsonl)")
+        raise ValueError(f"vqa: {NO_QUESTION}")
     choices = None
     if config.mode == "rank":
         if not answers:
             raise ValueError('vqa: mode "rank" chooses from a list of answers, and there is none; or choose "generate"')
-        texts = [clean_caption(answer) for answer in answers]
+        texts = [clean_answer(answer) for answer in answers]
         choices = _Choices(list(answers), *encode(tokenizer, texts, config.max_answer_length, device))
     written: list[Row] = []
     total = sum(len(example.questions) for example in asked)
@@ -136,8 +140,10 @@ def evaluate_vqa(
 
 def recompute(rows: Path) -> dict[str, Any]:
     """The metrics from the rows alone: predictions and answers are compared anew."""
-    read = read_rows(rows)
-    overall, by_kind = mean_accuracy((row["kind"], accuracy(row["prediction"], row["answers"])) for row in read)
+    graded = [row for row in read_rows(rows) if row["answers"]]
+    if not graded:
+        return {}
+    overall, by_kind = mean_accuracy((row["kind"], accuracy(row["prediction"], row["answers"])) for row in graded)
     return {"accuracy": overall, "by_kind": by_kind}
 
 
@@ -194,7 +200,7 @@ def _row(example: Example, question: Question, prediction: str) -> Row:
         "question": question.text,
         "prediction": prediction,
         "answers": list(question.answers),
-        "accuracy": round(accuracy(prediction, question.answers), 6),
+        **({"accuracy": round(accuracy(prediction, question.answers), 6)} if question.answers else {}),
     }
 
 

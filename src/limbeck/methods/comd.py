@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.losses.divergence import linear_cross_entropy
 from limbeck.method import Loss, Method, Stage
+from limbeck.methods.recompute import recompute_frozen
 from limbeck.models.lora import TRAINED, Lora, add_lora
 from limbeck.models.vlm import check_head, hidden_states, parts_of
 from limbeck.types import IGNORE
@@ -86,9 +86,7 @@ class CoMD(Method):
         for name in self._untouched(self.stage.trainable):
             self.get_submodule(name).eval()
         if mode and not self._keeps_activations:
-            for module in self.student.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    module.training = True  # or it would keep its activations, frozen as it may be
+            recompute_frozen(self.student)
         return self
 
     def activation_checkpointing_enable(

@@ -25,6 +25,7 @@ from limbeck.losses.contrastive import contrastive, hard_negatives, matching
 from limbeck.losses.divergence import linear_cross_entropy, linear_divergence
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
+from limbeck.methods.recompute import recompute_frozen
 from limbeck.methods.sequences import last_of, smoothed, to_left, to_right, without_pictures
 from limbeck.models.duet import Duet
 from limbeck.models.duet_build import fill_table
@@ -130,8 +131,10 @@ class CTVLM(Method):
         super().train(mode)
         self.duet.tiny.eye.eval()
         if self.stage.kind == "align_large":
-            self.duet.tiny.eval()
-            self.duet.large.eval()
+            for model in (self.duet.tiny, self.duet.large):
+                model.eval()
+                if mode:
+                    recompute_frozen(model)
         return self
 
     def activation_checkpointing_enable(
@@ -139,14 +142,13 @@ class CTVLM(Method):
     ) -> None:
         """What TrainingArguments' `gradient_checkpointing` asks of a model."""
         self.duet.activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+        self.train(self.training)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
     ) -> None:
         """The same, as earlier versions of transformers ask it."""
-        self.duet.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs, every_n_layers=every_n_layers, offload=offload
-        )
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, every_n_layers, offload)
 
     def begin_stage(self, stage: Stage, steps_per_epoch: int) -> None:
         assert isinstance(stage, DuetStage)
@@ -197,10 +199,12 @@ class CTVLM(Method):
         is_pair = torch.zeros(3 * size, dtype=torch.long, device=seen.device)
         is_pair[:size] = 1
         match = matching(self.heads.match(last_of(hidden, mask[texts])), is_pair)
+        has_negative = (~same).any(1)
+        is_true = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
         written = self._tiny(hidden[:size], batch["labels"])
         terms = {
             "contrastive": masked_mean(contrast, count=counts.pairs),
-            "matching": masked_mean(match, count=3 * counts.pairs),
+            "matching": masked_mean(match, is_true, 3 * counts.pairs),
             "language/tiny": self._cross_entropy(written, 1 / counts.answer_tokens),
         }
         return Loss(terms=terms, weights=dict.fromkeys(terms, 1.0), state={"temperature": scale.detach()})
@@ -291,6 +295,10 @@ class CTVLM(Method):
             attention_mask=mask,
             max_new_tokens=min(int(answers.sum(1).max()), self._room(ids, mask)),
             do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
             eos_token_id=stage.stop_token_id,
             pad_token_id=stage.pad_token_id,
         )
@@ -305,7 +313,7 @@ class CTVLM(Method):
     def _room(self, ids: Tensor, mask: Tensor) -> int:
         """How many tokens can follow these prompts before either model runs out of positions."""
         config = self.duet.config
-        segment = segments(ids, mask, None, config.image_token_id)
+        segment = segments(ids, mask, None, config.image_token_id, config.answer_marker)
         large = pack(segment, config.features, has_features=config.tiny_part.in_sequence)
         return min(
             config.tiny_part.text_part.max_position_embeddings - ids.shape[1],

@@ -11,63 +11,41 @@ Without a teacher the same method trains the plain student, or the teacher itsel
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from limbeck.config import Section
-from limbeck.losses.attention import HeadMap, attention_kl
+from limbeck.losses.attention import attention_kl
 from limbeck.losses.hidden import cosine_distance, effective_rank
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
 from limbeck.methods.logits import LOGIT_PASSES, LogitsConfig, LogitTerm, logits_loss
-from limbeck.methods.passes import Model, Pairing, Pass, first_rows, multimodal, passes_of, unimodal
-from limbeck.methods.projection import HiddenMap, HRMap
-from limbeck.methods.vlp import VLPConfig, VLPObjective
+from limbeck.methods.passes import (
+    BRINGS,
+    CAPTION_PASSES,
+    PASSES,
+    Model,
+    Pairing,
+    Pass,
+    first_rows,
+    lacking,
+    multimodal,
+    unimodal,
+)
+from limbeck.methods.projection import HiddenMap
+from limbeck.methods.sites import SITE_PASSES, AttentionConfig, HiddenConfig
+from limbeck.methods.vlp import HEAD_TERMS, TERM_PASSES, VLPConfig, VLPObjective
+from limbeck.methods.weights import expand_weights
 from limbeck.models.clip import DualEncoder
 from limbeck.types import AttentionState, Batch, Counts, Signals
 
 log = logging.getLogger(__name__)
 
-Site = Literal["img", "text", "vl_e", "vl_d"]
-"""DLIP's Table 3: image tower, unimodal text, fused text in the encoder, fused text in the decoder."""
-
-SITE_PASSES: Mapping[str, tuple[Pass, ...]] = {
-    "img": ("image",),
-    "text": ("text",),
-    "vl_e": ("fused", "question"),
-    "vl_d": ("decoded", "answer"),
-}
-"""The passes whose last layer a site looks at, those over questions where a batch has some."""
-
-
 LOWEST_RANK = 8
 """A mapped teacher of fewer effective directions is about to collapse (both maps of Eq. 3 learnt)."""
-
-
-class HiddenConfig(Section):
-    """Hidden distillation (Eq. 3)."""
-
-    sites: tuple[Site, ...] = ("img", "text", "vl_e", "vl_d")
-    """which towers' last hidden states are pulled towards the teacher's"""
-    hr_map: HRMap = "student"
-    """`student`: a learned map from the student's width to the teacher's; `paper_frozen`: teacher through a fixed
-    orthogonal map, student through a learned one; `paper`: both learned, which can collapse (watch effective_rank)"""
-
-
-class AttentionConfig(Section):
-    """Attention distillation (Eqs. 4 and 5)."""
-
-    sites: tuple[Site, ...] = ("img", "text", "vl_e", "vl_d")
-    """which towers' attention is distilled"""
-    maps: tuple[Literal["self", "cross"], ...] = ("self", "cross")
-    """self-attention, cross-attention (Table 4)"""
-    head_map: HeadMap = "group_mean"
-    """how unequal numbers of heads meet"""
 
 
 class DLIPConfig(Section):
@@ -93,7 +71,8 @@ class DLIP(Method):
     """Student and teacher, the maps between their widths, and the losses between them.
 
     With `teacher` None the distillation terms are left out and what is left is plain vision-language pre-training.
-    Raises ValueError where a weight names a term that these models do not have.
+    Raises ValueError where a weight or a site names what these models have no part for; a group, or all four sites,
+    means those that are there.
     """
 
     def __init__(self, config: DLIPConfig, student: Model, teacher: Model | None, stages: Sequence[Stage]):
@@ -102,29 +81,59 @@ class DLIP(Method):
         self.student = student
         self.objective = VLPObjective(config.vlp, student)
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
-        shared = [name for name in passes_of(student) if name in passes_of(teacher or student)]
+        self.missing = {name: _reason("student", student, part) for name, part in self.objective.missing.items()}
+        """why the other terms that this config asks for are not there"""
         self.hidden_sites: dict[Pass, str] = {}
         self.attention_terms: dict[str, tuple[Pass, str]] = {}
         self.logit_terms: dict[str, LogitTerm] = {}
         self.projections = nn.ModuleDict()
         if teacher is not None:
-            self.logit_terms = {
-                f"logits/{name}": name for name in config.logits.sites if set(LOGIT_PASSES[name]) <= set(shared)
-            }
-            self.hidden_sites = {
-                name: site for site in config.hidden.sites for name in SITE_PASSES[site] if name in shared
-            }
-            for site in dict.fromkeys(self.hidden_sites.values()):
-                self.projections[site] = HiddenMap(_width(student, site), _width(teacher, site), config.hidden.hr_map)
-            kept = [site for site in config.attention.sites if site != "img" or _keeps_vision(config, student, teacher)]
-            for name in (name for site in kept for name in SITE_PASSES[site] if name in shared):
-                maps = [kind for kind in config.attention.maps if kind == "self" or name not in ("image", "text")]
-                self.attention_terms.update({f"attention/{name}/{kind}": (name, kind) for kind in maps})
+            self._distil(config, student, teacher)
         self.plan = tuple(stages)
         for index, stage in enumerate(self.plan):
-            expand_weights(stage.weights, self.terms(), where=f"stages.{index}.weights")
+            expand_weights(stage.weights, self.terms(), self.missing, where=f"stages.{index}.weights")
         self.weights: dict[str, float] = {}
         self.step = 0
+
+    def _distil(self, config: DLIPConfig, student: Model, teacher: Model) -> None:
+        """The terms between student and teacher, and the maps that they need."""
+
+        def missing(passes: Sequence[Pass], *, heads: bool = False) -> str | None:
+            """What student or teacher lack for some passes, and what to do."""
+            for role, model in (("student", student), ("teacher", teacher)):
+                part = lacking(model, passes, heads=heads)
+                if part is not None:
+                    return _reason(role, model, part)
+            return None
+
+        reasons = {name: missing((name,)) for name in PASSES}
+        for where, sites in (("hidden", config.hidden.sites), ("attention", config.attention.sites)):
+            for site in sites if set(sites) != set(SITE_PASSES) else ():
+                reason = reasons[SITE_PASSES[site][0]]
+                if all(reasons[name] for name in SITE_PASSES[site]):
+                    raise ValueError(f"dlip.{where}.sites: {site}: {reason}")
+        for name in config.logits.sites:
+            reason = missing(LOGIT_PASSES[name], heads=name in HEAD_TERMS)
+            if reason is not None:
+                raise ValueError(f"dlip.logits.sites: {name}: {reason}")
+            self.logit_terms[f"logits/{name}"] = name
+        for site in config.hidden.sites:
+            for name in SITE_PASSES[site]:
+                if (reason := reasons[name]) is None:
+                    self.hidden_sites[name] = site
+                else:
+                    self.missing[f"hidden/{name}"] = reason
+        for site in dict.fromkeys(self.hidden_sites.values()):
+            self.projections[site] = HiddenMap(_width(student, site), _width(teacher, site), config.hidden.hr_map)
+        kept = [site for site in config.attention.sites if site != "img" or _keeps_vision(config, student, teacher)]
+        for name in (name for site in kept for name in SITE_PASSES[site]):
+            for kind in config.attention.maps:
+                if kind == "cross" and name in ("image", "text"):
+                    continue
+                if (reason := reasons[name]) is None:
+                    self.attention_terms[f"attention/{name}/{kind}"] = (name, kind)
+                else:
+                    self.missing[f"attention/{name}/{kind}"] = reason
 
     def stages(self) -> Iterator[Stage]:
         yield from self.plan
@@ -133,6 +142,20 @@ class DLIP(Method):
         """Every loss term that these models and this config allow."""
         hidden = (f"hidden/{name}" for name in self.hidden_sites)
         return (*self.objective.terms(), *hidden, *self.attention_terms, *self.logit_terms)
+
+    def caption_terms(self, stage: Stage) -> tuple[str, ...]:
+        """What a stage trains, by terms with a weight, that looks at captions."""
+        weights = expand_weights(stage.weights, self.terms())
+        return tuple(term for term, weight in weights.items() if weight and self._reads_captions(term))
+
+    def _reads_captions(self, term: str) -> bool:
+        if term in TERM_PASSES:
+            passes = TERM_PASSES[term]
+        elif term in self.logit_terms:
+            passes = LOGIT_PASSES[self.logit_terms[term]]
+        else:
+            passes = (term.split("/")[1],)
+        return term == "masked_language" or not set(CAPTION_PASSES).isdisjoint(passes)
 
     def teachers(self) -> tuple[str, ...]:
         return ("teacher",)
@@ -232,26 +255,16 @@ class DLIP(Method):
         )
 
 
-def expand_weights(weights: Mapping[str, float], terms: Sequence[str], where: str = "weights") -> dict[str, float]:
-    """Weight by term, from weights by term or by group (`hidden` for every `hidden/...`); the longer name wins.
-
-    No weights at all mean 1 for each term. Raises ValueError for a name that is neither a term nor a group.
-    """
-    if not weights:
-        return dict.fromkeys(terms, 1.0)
-    groups = {"/".join(term.split("/")[:depth]) for term in terms for depth in range(1, term.count("/") + 2)}
-    for name in weights:
-        if name not in groups:
-            near = get_close_matches(name, groups, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{where}: there is no loss term {name!r}{hint} (these models have {', '.join(sorted(groups))})"
-            )
-    expanded = {}
-    for term in terms:
-        prefixes = [name for name in weights if term == name or term.startswith(f"{name}/")]
-        expanded[term] = weights[max(prefixes, key=len)] if prefixes else 0.0
-    return expanded
+def _reason(role: str, model: Model, part: str) -> str:
+    """That a model lacks a part, and what to do."""
+    family = model.config.family
+    if role == "student" and part == "answer decoder":
+        way = "student.answer_decoder: separate makes one (tied, both towers must have one width); else"
+    elif role == "teacher" and family == "blip":
+        way = f"a {BRINGS[part]} checkpoint as another folder in teacher.folders brings it; else"
+    else:
+        way = "give one that has it, or"
+    return f"the {role} ({family}) has no {part}: {way} leave this out"
 
 
 def _keeps_vision(config: DLIPConfig, student: Model, teacher: Model) -> bool:

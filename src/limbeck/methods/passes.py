@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from limbeck.models.clip import DualEncoder
+from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.fusion import FusionVLM
 from limbeck.types import AttentionState, Batch, Signals
 
@@ -18,23 +19,31 @@ Pass = str
 """`image` tower; `text` alone; text `fused` with its picture; text `decoded` from its picture; `question` fused with
 its picture; `answer` decoded from the fused question"""
 
-FAMILY_PASSES: dict[str, tuple[Pass, ...]] = {
-    "clip": ("image", "text"),
-    "albef": ("image", "text", "fused", "question", "answer"),
-    "blip": ("image", "text", "fused", "decoded", "question", "answer"),
+PASSES: tuple[Pass, ...] = ("image", "text", "fused", "decoded", "question", "answer")
+CAPTION_PASSES: tuple[Pass, ...] = ("text", "fused", "decoded")
+"""The passes that read a picture's caption."""
+
+BRINGS = {
+    "text encoder": "retrieval",
+    "contrastive and matching heads": "retrieval",
+    "caption decoder": "captioning",
+    "answer decoder": "VQA",
 }
-"""The passes that each family can have."""
+"""The parts that a BLIP checkpoint may lack, and which task's checkpoint holds each."""
 
 
-def passes_of(model: Model) -> tuple[Pass, ...]:
-    """The passes of a model: its family's, those over questions where it answers."""
-    names = FAMILY_PASSES[model.config.family]
-    return names if answers(model) else tuple(name for name in names if name not in ("question", "answer"))
-
-
-def answers(model: Model) -> bool:
-    """Whether a model has a decoder for answers."""
-    return isinstance(model, FusionVLM) and model.config.answers
+def lacking(model: Model, passes: Iterable[Pass], *, heads: bool = False) -> str | None:
+    """The first part that a model lacks for some passes, or for heads to compare them by; None where it has all."""
+    names, config = set(passes), model.config
+    if isinstance(config, ClipConfig):
+        return "layers in which text meets picture" if names - {"image", "text"} else None
+    if names - {"image", "decoded"} and not config.encoder:
+        return "text encoder"
+    if "decoded" in names and config.decoder == "none":
+        return "caption decoder"
+    if names & {"question", "answer"} and not config.answers:
+        return "answer decoder"
+    return "contrastive and matching heads" if heads and not config.heads else None
 
 
 def unimodal(model: Model, batch: Batch, names: set[Pass], capture: set[Pass]) -> dict[Pass, Signals]:

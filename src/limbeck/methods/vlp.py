@@ -31,7 +31,7 @@ from limbeck.losses.contrastive import (
 )
 from limbeck.losses.language import token_cross_entropy
 from limbeck.losses.reduce import masked_mean
-from limbeck.methods.passes import Model, Pairing, Pass, Pool, answers, multimodal, unimodal
+from limbeck.methods.passes import Model, Pairing, Pass, Pool, lacking, multimodal, unimodal
 from limbeck.models.albef import Albef
 from limbeck.models.clip import DualEncoder
 from limbeck.models.fusion import FusionVLM
@@ -51,7 +51,10 @@ FAMILY_TERMS = {
     "albef": ("contrastive", "matching", "masked_language", "answer"),
     "blip": ("contrastive", "matching", "language", "answer"),
 }
-"""The loss terms that each family can have; `answer` wants a decoder for answers."""
+"""The loss terms that each family can have, where a model has the parts for them."""
+
+HEAD_TERMS = ("contrastive", "matching")
+"""The terms that look at what contrastive and matching heads make of a pass."""
 
 
 class ContrastiveConfig(Section):
@@ -82,7 +85,7 @@ class VLPConfig(Section):
     mask_probability: float = Field(default=0.15, gt=0, lt=1)
     """share of words that ALBEF's masked language loss hides"""
     mask_token_id: int = Field(default=103, ge=0)
-    """what stands for a hidden word; BERT's [MASK]"""
+    """what stands for a hidden word; BERT's [MASK]. It must be the tokenizer's"""
 
 
 class VLPObjective(nn.Module):
@@ -96,9 +99,13 @@ class VLPObjective(nn.Module):
     def __init__(self, config: VLPConfig, student: Model):
         super().__init__()
         self.config = config
-        self._terms = tuple(
-            name for name in FAMILY_TERMS[student.config.family] if name != "answer" or answers(student)
-        )
+        parts = {
+            name: lacking(student, TERM_PASSES[name], heads=name in HEAD_TERMS)
+            for name in FAMILY_TERMS[student.config.family]
+        }
+        self._terms = tuple(name for name, part in parts.items() if part is None)
+        self.missing = {name: part for name, part in parts.items() if part is not None}
+        """what the student lacks for each of its family's other terms"""
         self.momentum = None
         if config.contrastive.momentum is not None:
             self.momentum = deepcopy(student).requires_grad_(False)

@@ -98,7 +98,7 @@ class Duet(DuetPreTrainedModel, GenerationMixin):
         would see nothing of a row's picture.
         """
         config = self.config
-        segment = segments(input_ids, attention_mask, labels, config.image_token_id)
+        segment = segments(input_ids, attention_mask, labels, config.image_token_id, config.answer_marker)
         packing = pack(segment, config.features, has_features=config.tiny_part.in_sequence, left=left)
         blind = (input_ids == config.image_token_id).any(1) & ~packing.is_feature.any(1)
         if not config.tiny_part.in_sequence and bool(blind.any()):

@@ -5,6 +5,7 @@ model. A config makes new, random weights.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPConfig,
     CLIPVisionModel,
+    GenerationConfig,
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -71,13 +73,15 @@ def build_duet(
     features: Features = "I+T",
     eye_layer: int = -2,
     drop_class_token: bool | None = None,
+    answer_marker: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Duet:
     """A duet whose eye, body and large model have their pretrained weights, in `eval` mode.
 
     The token table comes from the large model. `tokenizer_length` counts the image token; only that one may lie past
-    the large model's rows. Rows past the tokenizer, and the image token's, are never generated. Models that are given
-    are used themselves and changed. Raises ValueError where parts do not fit or a folder lacks weights.
+    the large model's rows. Rows past the tokenizer, and the image token's, are never generated. Of the large model's
+    own generation settings only what ends a text stays; its sampling and penalties do not. Models that are given are
+    used themselves and changed. Raises ValueError where parts do not fit or a folder lacks weights.
     """
     large = open_language_model(large, dtype)
     rows = len(table_of(large))
@@ -108,15 +112,18 @@ def build_duet(
         large=large.config,
         features=features,
         connector=connector,
+        answer_marker=list(answer_marker) or None,
     )
     duet = Duet(config, tiny=TinyVLM(config.tiny_part, eye=seeing, body=body), large=large)
     _cast(duet, dtype)
     fill_table(duet)
-    answering = duet.generation_config
-    answering.pad_token_id = pad_token_id
-    if answering.eos_token_id is None:
-        answering.eos_token_id = eos_token_id
-    answering.suppress_tokens = sorted({image_token_id, *range(tokenizer_length, rows)} & set(range(rows))) or None
+    own_end = large.generation_config.eos_token_id if large.generation_config is not None else None
+    duet.generation_config = GenerationConfig(
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id if own_end is None else own_end,
+        pad_token_id=pad_token_id,
+        suppress_tokens=sorted({image_token_id, *range(tokenizer_length, rows)} & set(range(rows))) or None,
+    )
     duet.settle()
     return duet.eval()
 

@@ -126,6 +126,8 @@ class DuetConfig(PreTrainedConfig):
         features: the positions of the tiny sequence whose hidden states the large model reads: the picture (I), the
             text between the picture and the answer (T), the prompt before the picture (P).
         connector: kind of the map from the tiny model's hidden states to the large one's embeddings.
+        answer_marker: the tokens that stand before an answer. Where no labels say what is answered, T ends with the
+            first of them after the picture; None takes all that follows the picture for T.
     """
 
     model_type = "limbeck_duet"
@@ -135,6 +137,7 @@ class DuetConfig(PreTrainedConfig):
     large: PreTrainedConfig | dict | None = None
     features: Features = "I+T"
     connector: ConnectorKind = "mlp"
+    answer_marker: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.large = sub_config(self.large, LlamaConfig)

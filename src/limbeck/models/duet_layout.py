@@ -9,6 +9,7 @@ first answer token, and the tiny model is causal, so that no feature knows the a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,19 +35,27 @@ class Packing(NamedTuple):
     """[B, L] the large model's own embedding of the token there; padding is neither"""
 
 
-def segments(input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None, image_token_id: int) -> Tensor:
-    """Ids, mask and shifted labels [B, T] -> the segment of each token [B, T]. Without labels nothing is answer."""
+def segments(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor | None,
+    image_token_id: int,
+    answer_marker: Sequence[int] | None = None,
+) -> Tensor:
+    """Ids, mask and shifted labels [B, T] -> the segment of each token [B, T].
+
+    The answer begins at the first supervised token; without labels behind the first `answer_marker` after the picture,
+    so that earlier answers and later questions count as in training. Without either nothing is answer.
+    """
     is_image = input_ids == image_token_id
     after = is_image.cumsum(1) > 0
     found = torch.where(is_image, IMAGE, torch.where(after, TEXT, PROMPT))
-    if labels is not None:
-        supervised = labels != IGNORE
-        answer = supervised.cumsum(1) - supervised.long() > 0
-        found = torch.where(answer & ~is_image, ANSWER, found)
-        if bool((answer & is_image).any()):
-            row = int((answer & is_image).any(1).nonzero()[0])
-            raise ValueError(f"row {row} has supervised tokens before its picture; pictures come before the answer")
-    return found.masked_fill(~attention_mask.bool(), PADDING)
+    last = _ends_of(answer_marker or (), input_ids, after) if labels is None else labels != IGNORE
+    answer = last.cumsum(1) - last.long() > 0
+    if bool((answer & is_image).any()):
+        row = int((answer & is_image).any(1).nonzero()[0])
+        raise ValueError(f"row {row} has supervised tokens before its picture; pictures come before the answer")
+    return torch.where(answer, ANSWER, found).masked_fill(~attention_mask.bool(), PADDING)
 
 
 def pack(segment: Tensor, features: Features, *, has_features: bool = True, left: bool = False) -> Packing:
@@ -74,6 +83,12 @@ def pack(segment: Tensor, features: Features, *, has_features: bool = True, left
     return Packing(taken % length, real & (taken >= length), real & (taken < length))
 
 
+def large_length(tiny: int, counts: Mapping[int, int], features: Features, *, has_features: bool = True) -> int:
+    """Tokens of the large sequence that `pack` makes of `tiny` ones, of which `counts` are in each segment."""
+    read = sum(counts[part] for part in READ[features] if has_features or part != IMAGE)
+    return tiny - counts[IMAGE] + read
+
+
 def move_labels(labels: Tensor, packing: Packing) -> Tensor:
     """Shifted labels [B, T] of the tiny sequence -> of the large one [B, L]; a row's targets keep their order.
 
@@ -82,3 +97,12 @@ def move_labels(labels: Tensor, packing: Packing) -> Tensor:
     target = torch.cat((torch.full_like(labels[:, :1], IGNORE), labels[:, :-1]), dim=1)
     own = target.gather(1, packing.source).masked_fill(~packing.is_word, IGNORE)
     return torch.cat((own[:, 1:], torch.full_like(own[:, :1], IGNORE)), dim=1)
+
+
+def _ends_of(marker: Sequence[int], ids: Tensor, wanted: Tensor) -> Tensor:
+    """Ids [B, T] -> where a marker ends that begins at a `wanted` place [B, T]."""
+    ends, size = torch.zeros_like(wanted), len(marker)
+    if 0 < size <= ids.shape[1]:
+        found = (ids.unfold(1, size, 1) == ids.new_tensor(marker)).all(-1)
+        ends[:, size - 1 :] = found & wanted[:, : found.shape[1]]
+    return ends

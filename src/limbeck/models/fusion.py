@@ -66,8 +66,9 @@ class FusionConfig(Section):
 
     @property
     def answers(self) -> bool:
-        """Whether there is a decoder for answers."""
-        return self.decoder != "none" or self.answer_decoder == "separate"
+        """Whether there is an encoder to read questions and a decoder that can look at what it read."""
+        tied = self.decoder != "none" and self.vision.width == self.text.width
+        return self.encoder and (tied or self.answer_decoder == "separate")
 
     @property
     def answer_text(self) -> TextConfig:

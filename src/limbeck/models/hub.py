@@ -10,6 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 PATTERNS = ["*.safetensors", "*.json", "*.txt"]
 """The files of a repository that are fetched: weights that cannot run code, settings, vocabularies."""
+PICKLED = "pytorch_model.bin"
+"""Weights as a pickle, fetched only where a repository has no safetensors; it is read as plain tensors alone."""
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -26,7 +28,10 @@ def local_model(source: Path | str) -> Path:
     if not _NAME.fullmatch(name):
         raise FileNotFoundError(f"{name}: no such model folder or file")
     try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS))
+        folder = Path(snapshot_download(name, allow_patterns=PATTERNS))
+        if any(folder.glob("*.safetensors")):
+            return folder
+        return Path(snapshot_download(name, allow_patterns=[*PATTERNS, PICKLED]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(

@@ -76,6 +76,10 @@ class CTVLMStageConfig(StageSettings):
             raise ValueError(f"kd, on_policy: there is no divergence in a stage of kind {self.kind}")
         if self.kind == "align_tiny" and self.chat.template != "plain":
             raise ValueError("chat.template: stage I-a compares pictures with bare captions; its template is plain")
+        if self.chat.picture != "first":
+            raise ValueError(
+                "chat.picture: the duet's features lie between picture and answer; the picture stands first"
+            )
         if self.models == "tiny" and self.kind != "tune":
             raise ValueError(f"models: tiny goes with kind: tune, not {self.kind}")
         if self.models == "tiny" and (self.kd not in (None, "none") or self.on_policy):
@@ -106,7 +110,7 @@ class CTVLMRecipe(RunSettings):
     method: Literal["ctvlm"]
     duet: DuetChoice
     tokenizer: DecoderTokenizerConfig
-    """of both language models; one that has another is refused"""
+    """the large model's, refused where it has another; the tiny one takes over its tokens"""
     data: CTVLMDataConfig = CTVLMDataConfig()
     stages: tuple[CTVLMStageConfig, ...] = Field(min_length=1)
     evaluation: CTVLMEvaluationConfig = CTVLMEvaluationConfig()
@@ -119,4 +123,19 @@ class CTVLMRecipe(RunSettings):
     def _consistent(self) -> CTVLMRecipe:
         check_stages(self.training, self.stages)
         check_benchmarks(self.evaluation.benchmarks, judge=False)
+        for index, stage in enumerate(self.stages):
+            rows = {**self.training, **stage.training}.get("per_device_train_batch_size")
+            if stage.kind == "align_tiny" and rows == 1:
+                raise ValueError(
+                    f"stages.{index}, per_device_train_batch_size: stage I-a finds its wrong pairs among the rows of a "
+                    "micro-batch, and one row has none; take 2 or more"
+                )
+            is_read = stage.kind == "align_large" or (stage.kind == "tune" and stage.models == "both")
+            blind = self.duet.fusion == "cross" and self.duet.features == "I+T"
+            if is_read and blind and stage.chat.template == "plain":
+                raise ValueError(
+                    f"duet.fusion cross, duet.features I+T, stages.{index}.chat.template plain: there are no features "
+                    "of the picture, and no text between it and the caption, so the large model would see nothing; "
+                    "take duet.features P+I+T, a fusion with prefix, or another template"
+                )
         return self

@@ -66,7 +66,7 @@ def shipped_recipes() -> list[str]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, to which a key given twice is an error, 5e-4 a number, and `no` a word (YAML 1.2)."""
+    """YAML's safe loader, to which a key given twice is an error, 5e-4 a number, `no` and a date text (YAML 1.2)."""
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
@@ -80,8 +80,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _BOOL = "tag:yaml.org,2002:bool"
+_OLD = (_BOOL, "tag:yaml.org,2002:timestamp")
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _StrictLoader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))

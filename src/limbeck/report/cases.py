@@ -76,9 +76,9 @@ def make_cases(runs: Sequence[Run]) -> Cases:
     spent = 0
     for item in first.values():
         picture = embed(item.file)
-        spent += len(picture.address)
-        if spent > BUDGET:
+        if spent + len(picture.address) > BUDGET:
             continue
+        spent += len(picture.address)
         outputs = tuple(_written(run, item) if run.writer else _output(run, item.id, item.questions) for run in runs)
         cases.append(
             Case(

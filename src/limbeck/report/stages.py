@@ -100,6 +100,12 @@ def method_of(folder: Path) -> str | None:
     return method if isinstance(method, str) else None
 
 
+def is_distilled(folder: Path) -> bool:
+    """Whether a run folder's recipe has a teacher. Raises ReportError where it is no YAML object."""
+    recipe = read_yaml(folder / "recipe.yaml")
+    return recipe is not None and recipe.data.get("teacher") is not None
+
+
 def stage_curves(stories: Sequence[Story]) -> list[StageCurves]:
     """For each stage the loss and every one of its terms, divergences too, over the stage's own steps."""
     stages = dict.fromkeys(row.stage for story in stories for row in story.log)

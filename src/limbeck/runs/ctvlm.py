@@ -29,7 +29,7 @@ from limbeck.assemble.ctvlm import (
     open_sources,
 )
 from limbeck.assemble.shared import build_schedule
-from limbeck.assemble.writers import open_tokenizer
+from limbeck.assemble.writers import eye_normalization, open_tokenizer
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
 from limbeck.doctor import refuse_unsound
@@ -94,7 +94,7 @@ def run_ctvlm(recipe: CTVLMRecipe) -> Path:
 
 def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTrainedTokenizerFast) -> None:
     """Both models with their processor, asked by the last stage's template."""
-    chat = Chat(tokenizer, last_chat(recipe))
+    chat, normalization = Chat(tokenizer, last_chat(recipe)), eye_normalization(recipe.duet.eye)
     models: dict[str, PreTrainedModel] = {"tiny": duet.tiny, "large": duet}
     for role, model in models.items():
         settings = model.generation_config
@@ -104,7 +104,12 @@ def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTra
         draft = target.with_name(".student")
         rmtree(draft, ignore_errors=True)
         processor = make_processor(
-            duet.config, tokenizer, chat.jinja, pad_to_square=recipe.data.dialogues.pad_to_square
+            duet.config,
+            tokenizer,
+            chat.jinja,
+            pad_to_square=recipe.data.dialogues.pad_to_square,
+            image_mean=normalization.mean,
+            image_std=normalization.std,
         )
         processor.save_pretrained(draft)
         model.save_pretrained(draft)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,27 @@ from limbeck.assemble.dlip import (
     build_pairs,
     build_student,
     build_teacher,
+    check_captions,
     open_data,
     open_teacher,
     open_tokenizer,
 )
 from limbeck.assemble.shared import build_schedule, shipped
-from limbeck.data.examples import Example
+from limbeck.data.examples import Example, Source, number_of
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
 from limbeck.distributed import device_here, rank
 from limbeck.doctor import refuse_untrained
 from limbeck.evaluation.attention_view import attention_view
-from limbeck.evaluation.evaluate import TaskName, evaluate, load_tasks
+from limbeck.evaluation.evaluate import TaskName, check_data, check_model, evaluate, load_tasks
 from limbeck.evaluation.profile import profile
 from limbeck.evaluation.vqa import common_answers
 from limbeck.methods.passes import Model
 from limbeck.models.convert import export
+from limbeck.models.files import fingerprint
 from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, RecipeError
-from limbeck.runs.folder import check_training, record, refuse_another_recipe
+from limbeck.runs.folder import check_training, claim_evaluation, record, refuse_another_recipe
+from limbeck.runs.gallery import save_picture
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
@@ -53,6 +56,8 @@ log = logging.getLogger(__name__)
 
 GALLERY_SIZE = 8
 """Pictures of the page on which models are shown side by side."""
+SPEED = {"batch_size", "pair_batch", "workers"}
+"""Settings of a task that change no result."""
 
 
 def run_dlip(recipe: DLIPRecipe) -> Path:
@@ -65,7 +70,7 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
     started = time.time()
     check_training(folder, recipe, recipe.stages)
     root = Path(recipe.data.root)
-    load_tasks(recipe.evaluation, root)
+    tasks = load_tasks(recipe.evaluation, root)
     refuse_another_recipe(folder, recipe)
     source = open_data(recipe)
     student_folder = folder / "student"
@@ -74,7 +79,9 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
         teacher = build_teacher(recipe, tokenizer)
         student = build_student(recipe, tokenizer, teacher)
         method = build_method(recipe, student, teacher)
+        _refuse_untestable(recipe, tasks, source.examples, student, teacher)
         pairs = build_pairs(recipe, source, tokenizer)
+        check_captions(method, pairs)
         refuse_untrained(recipe, student, teacher)
         skipped = SkipLog(folder / "skipped.jsonl", len(source.examples) + len(source.skipped), recipe.data.max_skipped)
         skipped.add(source.skipped)
@@ -106,6 +113,50 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
     return folder
 
 
+def _refuse_untestable(
+    recipe: DLIPRecipe,
+    tasks: Mapping[TaskName, Source],
+    training: Sequence[Example],
+    student: Model,
+    teacher: Model | None,
+) -> None:
+    """Raise RecipeError where the evaluation after training would fail for its data, the student or the teacher."""
+    try:
+        check_data(recipe.evaluation, _examples(tasks), training, Path(recipe.data.root))
+        check_model(student, recipe.evaluation, "student")
+        if teacher is not None:
+            check_model(teacher, recipe.evaluation, "teacher")
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
+def _examples(tasks: Mapping[TaskName, Source]) -> dict[TaskName, Sequence[Example]]:
+    return {name: source.examples for name, source in tasks.items()}
+
+
+def evaluate_saved(out: Path, saved: Path, recipe: DLIPRecipe) -> None:
+    """Evaluate, profile and picture a saved model into `out`, going on where an earlier call was cut off.
+
+    `out` keeps which model and recipe it is about. Raises RecipeError where that is another one, or unknown.
+    """
+    model, tokenizer = open_student(saved)
+    data, vqa = recipe.data, recipe.evaluation.vqa
+    ranks_training = vqa is not None and vqa.mode == "rank" and vqa.answers is None
+    about = {
+        "model": f"{fingerprint(model)} {number_of(tokenizer.backend_tokenizer.to_str()):x}",
+        "recipe": {
+            "evaluation": recipe.evaluation.model_dump(
+                mode="json", exclude=dict.fromkeys(recipe.evaluation.tasks, SPEED)
+            ),
+            "root": data.root,
+            "train": [source.model_dump(mode="json") for source in data.train] if ranks_training else None,
+            "profile_batch_size": recipe.profile_batch_size,
+        },
+    }
+    claim_evaluation(out, about)
+    examine(out, model, tokenizer, recipe, open_data(recipe).examples)
+
+
 def examine(
     folder: Path,
     model: Model,
@@ -121,11 +172,10 @@ def examine(
     device = device_here()
     tasks = load_tasks(config, root)
     if tasks and not (folder / "evaluation" / "summary.json").exists():
-        examples: dict[TaskName, Sequence[Example]] = {name: source.examples for name, source in tasks.items()}
-        answers = None if config.vqa is None or config.vqa.mode == "generate" else common_answers(training)
-        evaluate(
-            model.to(device), tokenizer, config, examples, folder=folder, device=device, answers=answers, base=root
-        )
+        ranks = config.vqa is not None and config.vqa.mode == "rank" and config.vqa.answers is None
+        answers = common_answers(training) if ranks else None
+        given, model = _examples(tasks), model.to(device)
+        evaluate(model, tokenizer, config, given, folder=folder, device=device, answers=answers, base=root)
     if not (folder / "profile.json").exists():
         costs = profile(model.to("cpu"), batch_size=recipe.profile_batch_size)
         write_text(folder / "profile.json", json.dumps(costs.to_json(), indent=2))
@@ -155,11 +205,10 @@ def open_student(folder: Path) -> tuple[Model, PreTrainedTokenizerFast]:
 
 def _hang(gallery: Path, examples: Sequence[Example], views: Sequence[dict[str, Any]]) -> None:
     """Save the pictures that the page shows, with their texts and what the model looks at in them."""
-    gallery.mkdir(parents=True, exist_ok=True)
     seen = {view["id"]: view for view in views}
     entries = []
     for number, example in enumerate(example for example in examples if example.id in seen):
-        example.image.open().save(gallery / f"{number}.png")
+        save_picture(example.image, gallery / f"{number}.png")
         questions = [{"text": question.text, "answers": question.answers} for question in example.questions]
         entries.append(
             seen[example.id] | {"file": f"{number}.png", "captions": example.captions, "questions": questions}

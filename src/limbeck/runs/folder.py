@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,22 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
             found for key in keys for found in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if old == new else [path]
+
+
+def claim_evaluation(out: Path, about: Mapping[str, Any]) -> None:
+    """Make sure that a folder for an evaluation is new or about the same, and write down what it is about.
+
+    Raises RecipeError where it is about something else, or does not say.
+    """
+    place, way = out / "evaluated.json", "give --out a folder of its own, or delete that one"
+    if place.exists():
+        known = json.loads(place.read_text(encoding="utf-8"))
+        others = [name for name in about if known.get(name) != about[name]]
+        if others:
+            raise RecipeError(f"{out} holds the evaluation of another {' and '.join(others)}; {way}")
+    elif any((out / name).exists() for name in ("evaluation", "profile.json", "gallery")):
+        raise RecipeError(f"{out} holds an evaluation that does not say which model it is of; {way}")
+    write_text(place, json.dumps(about, indent=2))
 
 
 def record(folder: Path, recipe: RunSettings, data_fingerprint: str, seconds: float | None = None) -> None:

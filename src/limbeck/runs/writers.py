@@ -13,8 +13,31 @@ from limbeck.evaluation.generative.benchmarks import evaluate_generative, load_b
 from limbeck.evaluation.generative.cost import profile_generative
 from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.recipe import CoMDRecipe, CTVLMRecipe
+from limbeck.runs.folder import claim_evaluation
 from limbeck.runs.gallery import hang
 from limbeck.training.checkpoint import write_text
+
+SPEED = {"answering": {"batch_size", "workers", "max_skipped"}}
+"""Settings of the evaluation that change no result."""
+
+
+def evaluate_saved(out: Path, saved: Path, recipe: CTVLMRecipe | CoMDRecipe, judge: Asker | None = None) -> None:
+    """Evaluate, measure and picture a saved model into `out`, going on where an earlier call was cut off.
+
+    `out` keeps what it is about. Raises RecipeError where that is something else, or unknown.
+    """
+    model = open_saved(saved)
+    about = {
+        "model": model.fingerprint(),
+        "recipe": {
+            "evaluation": recipe.evaluation.model_dump(mode="json", exclude=SPEED),
+            "root": recipe.data.root,
+            "profile": [recipe.profile_batch_size, recipe.profile_words],
+        },
+        "judge": None if judge is None else judge.fingerprint,
+    }
+    claim_evaluation(out, about)
+    examine(out, lambda: model, recipe, judge)
 
 
 def examine(

@@ -1,0 +1,169 @@
+"""A DLIP run around its training: what its evaluation cannot do is said before, and a folder is about one model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
+from limbeck.models.blip import Blip
+from limbeck.models.fusion import FusionConfig
+from limbeck.recipe import RecipeError, load_recipe
+from limbeck.run import run_recipe
+from limbeck.runs.dlip import evaluate_saved
+
+SCENES = {"source": "builtin:scenes", "count": 8, "vocabulary": 36, "size": 32}
+HELD_OUT = {**SCENES, "split": "test", "count": 4}
+RECIPE = {
+    "student": {
+        "vision": {"width": 16, "layers": 1, "heads": 2, "image_size": 32},
+        "text": {"width": 16, "layers": 1, "heads": 2, "max_positions": 64},
+        "embedding": 8,
+    },
+    "tokenizer": {"tokenizer": "wordpiece", "vocab_size": 400},
+    "data": {"train": [SCENES], "transform": {"size": 32}},
+    "evaluation": {"data": [HELD_OUT], "retrieval": {"k_test": 2}},
+    "training": {"max_steps": 1, "per_device_train_batch_size": 4, "report_to": []},
+}
+
+
+def recipe_in(folder: Path, **changes):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "output": str(folder / "run"), **changes}))
+    return load_recipe(str(path))
+
+
+def saved_model(folder: Path, seed: int = 0, **parts):
+    """A model of first weights with its tokenizer, `parts` of it left out or added."""
+    recipe = recipe_in(folder.parent, seed=seed)
+    tokenizer = open_tokenizer(recipe, open_data(recipe))
+    model = build_student(recipe, tokenizer, None)
+    if parts:
+        model = Blip(FusionConfig.model_validate(model.config.model_dump() | parts))
+    model.save(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """A picture, and records about it with a caption alone and with a question alone."""
+    saved = tmp_path / "picture.png"
+    open_data(recipe_in(tmp_path)).examples[0].image.open().save(saved)
+    records = {
+        "captions": {"image": saved.name, "caption": "a thing"},
+        "questions": {"image": saved.name, "question": "what is it?", "answer": "a thing"},
+    }
+    for name, record in records.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+    return tmp_path
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [{"source": "jsonl", "path": str(folder / f"{name}.jsonl")}]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "training", "message"),
+    [
+        ({"captioning": {}, "data": "questions"}, None, r"evaluation\.captioning\.data: every example needs a caption"),
+        ({"retrieval": {}, "data": "questions"}, None, r"evaluation\.retrieval\.data: every example needs a caption"),
+        ({"vqa": {}, "data": "captions"}, None, r"evaluation\.vqa\.data: there is no question"),
+        ({"vqa": {}, "data": "questions"}, "captions", r"evaluation\.vqa\.mode: rank .* evaluation\.vqa\.answers"),
+        ({"vqa": {"answers": "no.json"}, "data": "questions"}, None, r"evaluation\.vqa\.answers: there is no file no"),
+    ],
+)
+def test_data_that_a_task_cannot_use_is_refused_before_training(files, evaluation, training, message):
+    evaluation = {**evaluation, "data": lines(files, evaluation["data"])}
+    data = RECIPE["data"] | ({"train": lines(files, training)} if training else {})
+    with pytest.raises(RecipeError, match=message):
+        run_recipe(recipe_in(files, data=data, evaluation=evaluation))
+    assert not (files / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["captioning", "vqa"])
+def test_a_student_without_the_part_for_a_task_is_refused_before_training(tmp_path, task):
+    student = RECIPE["student"] | {"family": "clip"}
+    evaluation = {"data": [HELD_OUT], task: {}}
+    with pytest.raises(RecipeError, match=rf"evaluation\.{task}: the student \(clip\) has no .*decoder"):
+        run_recipe(recipe_in(tmp_path, student=student, evaluation=evaluation))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "parts"),
+    [
+        ("captioning", {"decoder": "none"}),
+        ("vqa", {"decoder": "none"}),
+        ("vqa", {"encoder": False, "heads": False, "decoder": "separate"}),
+        ("retrieval", {"heads": False}),
+    ],
+)
+def test_a_teacher_without_the_part_for_a_task_is_refused_before_training(tmp_path, task, parts):
+    place = str(saved_model(tmp_path / "teacher", **parts))
+    changes = {"teacher": {"folders": [place]}, "tokenizer": {"tokenizer": "folder", "path": place}}
+    with pytest.raises(RecipeError, match=rf"evaluation\.{task}: the teacher \(blip\) has no"):
+        run_recipe(recipe_in(tmp_path, **changes, evaluation={"data": [HELD_OUT], task: {}}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_is_of_one_model_and_one_recipe(tmp_path):
+    one, other = saved_model(tmp_path / "a"), saved_model(tmp_path / "b", seed=1)
+    recipe, out = recipe_in(tmp_path), tmp_path / "eval"
+    evaluate_saved(out, one, recipe)
+    summary = (out / "evaluation" / "summary.json").read_text()
+    with pytest.raises(RecipeError, match=r"eval holds the evaluation of another model; give --out"):
+        evaluate_saved(out, other, recipe)
+    changed = recipe_in(tmp_path, evaluation={"data": [HELD_OUT], "retrieval": {"k_test": 0}})
+    with pytest.raises(RecipeError, match="of another recipe"):
+        evaluate_saved(out, one, changed)
+    assert (out / "evaluation" / "summary.json").read_text() == summary
+
+    (out / "evaluation" / "summary.json").unlink()
+    smaller = recipe_in(tmp_path, evaluation={"data": [HELD_OUT], "retrieval": {"k_test": 2, "batch_size": 2}})
+    evaluate_saved(out, one, smaller)
+    assert (out / "evaluation" / "summary.json").read_text() == summary
+    (out / "evaluated.json").unlink()
+    with pytest.raises(RecipeError, match="does not say which model"):
+        evaluate_saved(out, one, recipe)
+
+
+def test_losses_on_captions_want_captions(files):
+    both = lines(files, "captions") + lines(files, "questions")
+    (files / "other.png").write_bytes((files / "picture.png").read_bytes())
+    (files / "questions.jsonl").write_text('{"image": "other.png", "question": "what?", "answer": "it"}\n')
+    data = RECIPE["data"] | {"train": both, "pairs": {"questions": 1}}
+    message = (
+        r"data\.train: 1 of 2 examples have no caption, and stages\.1\.weights train language on captions; .*answer: 1"
+    )
+    stages = [{"name": "a", "weights": {"answer": 1.0}}, {"name": "b", "weights": {"answer": 1.0, "language": 0.5}}]
+    with pytest.raises(RecipeError, match=message):
+        run_recipe(recipe_in(files, data=data, evaluation={}, stages=stages))
+    assert not (files / "run").exists()
+    stages = [{"weights": {"answer": 1.0, "language": 0.0}}]
+    training = {**RECIPE["training"], "per_device_train_batch_size": 2}
+    run = run_recipe(recipe_in(files, data=data, evaluation={}, stages=stages, training=training))
+    assert (run / "student" / "config.json").is_file()
+
+
+def test_a_hidden_word_is_the_tokenizers_own_mask(tmp_path):
+    student = RECIPE["student"] | {
+        "family": "albef",
+        "text": {**RECIPE["student"]["text"], "layers": 2, "fusion_layers": 1},
+    }
+    recipe = recipe_in(tmp_path, student=student)
+    tokenizer = open_tokenizer(recipe, open_data(recipe))
+    with pytest.raises(RecipeError, match=r"dlip\.vlp\.mask_token_id: 103, but the tokenizer's \[MASK\] is 4"):
+        build_student(recipe, tokenizer, None)
+    for changes in ({"dlip": {"vlp": {"mask_token_id": 4}}}, {"stages": [{"weights": {"matching": 1.0}}]}):
+        assert build_student(recipe_in(tmp_path, student=student, **changes), tokenizer, None) is not None
+
+
+def test_photographs_hang_small_in_the_gallery(files):
+    Image.new("RGB", (1280, 640), "green").save(files / "picture.png")
+    recipe = recipe_in(files, evaluation={"data": lines(files, "captions"), "retrieval": {"k_test": 1}})
+    evaluate_saved(files / "eval", saved_model(files / "model"), recipe)
+    with Image.open(files / "eval" / "gallery" / "0.png") as picture:
+        assert picture.size == (320, 160)
