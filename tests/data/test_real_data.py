@@ -68,8 +68,9 @@ def test_coco_in_karpathys_file(real_data, tokenizer, tmp_path):
 def test_vqa_v2_from_jsonl_and_from_the_official_files(real_data, tokenizer, tmp_path):
     folder = real_data / "vqa_v2"
     source = jsonl(folder, "with_images.jsonl")
-    assert len(source.examples) == 112
-    assert all(len(example.questions[0].answers) == 10 for example in source.examples)
+    questions = {question.id: question for example in source.examples for question in example.questions}
+    assert (len(source.examples), len(questions)) == (73, 112)
+    assert all(len(question.answers) == 10 for question in questions.values())
     batch = first_batch(source, tokenizer, questions=1)
     weights = torch.zeros(16).index_add(0, batch["answer_question"], batch["answer_weight"])
     torch.testing.assert_close(weights, torch.ones(16))
@@ -80,18 +81,17 @@ def test_vqa_v2_from_jsonl_and_from_the_official_files(real_data, tokenizer, tmp
         link = tmp_path / "photos" / f"COCO_val2014_{r['image_id']:012d}.jpg"
         if not link.exists():
             link.symlink_to(folder / r["image"])
-    questions = [{name: r[name] for name in ("image_id", "question", "question_id")} for r in records]
+    asked = [{name: r[name] for name in ("image_id", "question", "question_id")} for r in records]
     annotations = [
         {name: r[name] for name in ("question_id", "answer_type")} | {"answers": [{"answer": a} for a in r["answers"]]}
         for r in records
     ]
-    (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "val2014", "questions": questions}))
+    (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "val2014", "questions": asked}))
     (tmp_path / "a.json").write_text(json.dumps({"annotations": annotations}))
     config = VqaConfig(source="vqa_v2", questions="q.json", annotations="a.json", images="photos")
     official = load_vqa(config, tmp_path)
-    asked = {question.id: question for example in official.examples for question in example.questions}
     assert len(official.examples) == 73
-    assert asked == {example.questions[0].id: example.questions[0] for example in source.examples}
+    assert questions == {question.id: question for example in official.examples for question in example.questions}
 
 
 def test_emojis_in_other_styles(real_data, tokenizer):
