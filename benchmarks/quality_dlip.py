@@ -32,7 +32,7 @@ SMOKE = (
 
 def main() -> None:
     options = parser(__doc__, timed=False)
-    options.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    options.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     options.add_argument("--steps", type=int, default=2000, help="of each student (default 2000, half an hour a seed)")
     options.add_argument("--out", type=Path, default=Path("runs/quality_dlip"), help="where the runs go")
     args = options.parse_args()
