@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,24 @@ def test_a_stage_that_leaves_parts_of_the_student_alone_says_so(tmp_path):
     findings = {finding.check: finding for finding in examine(recipe_in(tmp_path, stages=stages), steps=False)}
     assert findings["gradients only_contrast"].status == "warning"
     assert "no gradient for student.text" in findings["gradients only_contrast"].text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"evaluation": {"vqa": {"mode": "rank", "answers": "gone.json"}}},
+            r"evaluation\.vqa\.answers: there is no file",
+        ),
+        (
+            {"student": {**STUDENT, "family": "clip"}, "evaluation": {"captioning": {}}},
+            r"evaluation\.captioning: the student",
+        ),
+    ],
+)
+def test_an_evaluation_that_would_fail_after_training_is_told(tmp_path, changes, message):
+    held = [{"source": "builtin:scenes", "split": "test", "count": 4, "vocabulary": 36, "size": 32}]
+    evaluation = {"data": held, "retrieval": None, "captioning": None, "vqa": None, **changes.get("evaluation", {})}
+    found = examine(recipe_in(tmp_path, **{**changes, "evaluation": evaluation}), steps=False)
+    assert [each.check for each in found if each.status == "failed"] == ["models"]
+    assert re.search(message, found[0].text), found[0].text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from limbeck.assemble.shared import shipped
 from limbeck.config import Section
 from limbeck.data.dataset import Pairs
 from limbeck.data.encoding import texts_of
-from limbeck.data.examples import Source, check_skipped
+from limbeck.data.examples import Example, Source, check_skipped
 from limbeck.data.sources import load_sources
 from limbeck.data.tokenizer import MASK, FolderTokenizer, SpecialIds, load_tokenizer
+from limbeck.evaluation.evaluate import TaskName, check_data, check_model
 from limbeck.explain import explain
 from limbeck.method import Stage
 from limbeck.methods.dlip import DLIP
@@ -69,6 +70,28 @@ def check_captions(method: DLIP, pairs: Pairs) -> None:
                 f"stages.{index}.weights train {listed(list(terms))} on captions; weigh only what needs none, such as "
                 f"stages.{index}.weights: {{answer: 1}}, or leave their source out"
             )
+
+
+def check_evaluation(
+    recipe: DLIPRecipe,
+    tasks: Mapping[TaskName, Source],
+    training: Sequence[Example],
+    student: Model,
+    teacher: Model | None,
+) -> None:
+    """Raise RecipeError where the evaluation after training would fail for its data, the student or the teacher."""
+    try:
+        check_data(recipe.evaluation, examples_of(tasks), training, Path(recipe.data.root))
+        check_model(student, recipe.evaluation, "student")
+        if teacher is not None:
+            check_model(teacher, recipe.evaluation, "teacher")
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+
+
+def examples_of(tasks: Mapping[TaskName, Source]) -> dict[TaskName, Sequence[Example]]:
+    """What each task is evaluated on."""
+    return {name: source.examples for name, source in tasks.items()}
 
 
 def build_teacher(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast) -> Model | None:

@@ -228,9 +228,11 @@ def _hold(path: Path) -> sqlite3.Connection:
     lock = path.with_name(f"{path.name}.writer")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     me = f"process {os.getpid()} on {socket.gethostname()}, since {started}"
-    connection = None
     try:
         connection = sqlite3.connect(lock, isolation_level=None, timeout=2)
+    except sqlite3.DatabaseError as error:
+        raise _explain(error, lock) from error
+    try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("CREATE TABLE IF NOT EXISTS writer (one INTEGER PRIMARY KEY, who TEXT) STRICT")
         connection.execute("INSERT OR REPLACE INTO writer VALUES (1, ?)", (me,))
@@ -239,9 +241,8 @@ def _hold(path: Path) -> sqlite3.Connection:
         return connection
     except sqlite3.DatabaseError as error:
         busy = _code(error) == sqlite3.SQLITE_BUSY
-        who = _holder(connection) if busy and connection is not None else None
-        if connection is not None:
-            connection.close()
+        who = _holder(connection) if busy else None
+        connection.close()
         if not busy:
             raise _explain(error, lock) from error
         raise PoolError(

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from limbeck.assemble.dlip import build_method, build_student, build_teacher, open_data, open_tokenizer
+from limbeck.assemble.dlip import (
+    build_method,
+    build_student,
+    build_teacher,
+    check_captions,
+    check_evaluation,
+    open_data,
+    open_tokenizer,
+)
 from limbeck.data.dataset import Pairs
 from limbeck.data.examples import DataError, Examples, Source
 from limbeck.distributed import device_here
@@ -14,6 +24,7 @@ from limbeck.doctor.machine import rooms
 from limbeck.doctor.memory import check_memory, need_of
 from limbeck.doctor.speed import check_speed, stage_arguments
 from limbeck.doctor.weights import Pretrained, check_weights
+from limbeck.evaluation.evaluate import load_tasks
 from limbeck.methods.passes import Model
 from limbeck.models.families import build_model
 from limbeck.recipe.dlip import DLIPRecipe
@@ -49,7 +60,10 @@ def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None) -> li
         teacher = build_teacher(recipe, tokenizer)
         student = build_student(recipe, tokenizer, teacher)
         method = build_method(recipe, student, teacher)
+        tasks = load_tasks(recipe.evaluation, Path(recipe.data.root))
+        check_evaluation(recipe, tasks, source.examples, student, teacher)
         pairs = Pairs(sample, tokenizer, recipe.data.transform, recipe.data.pairs, seed=recipe.seed)
+        check_captions(method, pairs)
     except (RecipeError, DataError, ValueError, OSError) as error:
         return [Finding("models", "failed", str(error)), REST]
     text = f"{len(tokenizer):,} tokens, as many as the models have rows"

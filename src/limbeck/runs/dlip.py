@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,19 @@ from limbeck.assemble.dlip import (
     build_student,
     build_teacher,
     check_captions,
+    check_evaluation,
+    examples_of,
     open_data,
     open_teacher,
     open_tokenizer,
 )
 from limbeck.assemble.shared import build_schedule, shipped
-from limbeck.data.examples import Example, Source, number_of
+from limbeck.data.examples import Example, number_of
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
 from limbeck.distributed import device_here, rank
 from limbeck.doctor import refuse_untrained
 from limbeck.evaluation.attention_view import attention_view
-from limbeck.evaluation.evaluate import TaskName, check_data, check_model, evaluate, load_tasks
+from limbeck.evaluation.evaluate import evaluate, load_tasks
 from limbeck.evaluation.profile import profile
 from limbeck.evaluation.vqa import common_answers
 from limbeck.methods.passes import Model
@@ -79,7 +81,7 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
         teacher = build_teacher(recipe, tokenizer)
         student = build_student(recipe, tokenizer, teacher)
         method = build_method(recipe, student, teacher)
-        _refuse_untestable(recipe, tasks, source.examples, student, teacher)
+        check_evaluation(recipe, tasks, source.examples, student, teacher)
         pairs = build_pairs(recipe, source, tokenizer)
         check_captions(method, pairs)
         refuse_untrained(recipe, student, teacher)
@@ -111,27 +113,6 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
         examine(folder / "teacher", open_teacher(recipe.teacher), tokenizer, recipe, source.examples)
         _keep_log(folder / "teacher" / "log.jsonl", [Path(shipped(origin)) for origin in recipe.teacher.folders])
     return folder
-
-
-def _refuse_untestable(
-    recipe: DLIPRecipe,
-    tasks: Mapping[TaskName, Source],
-    training: Sequence[Example],
-    student: Model,
-    teacher: Model | None,
-) -> None:
-    """Raise RecipeError where the evaluation after training would fail for its data, the student or the teacher."""
-    try:
-        check_data(recipe.evaluation, _examples(tasks), training, Path(recipe.data.root))
-        check_model(student, recipe.evaluation, "student")
-        if teacher is not None:
-            check_model(teacher, recipe.evaluation, "teacher")
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-
-
-def _examples(tasks: Mapping[TaskName, Source]) -> dict[TaskName, Sequence[Example]]:
-    return {name: source.examples for name, source in tasks.items()}
 
 
 def evaluate_saved(out: Path, saved: Path, recipe: DLIPRecipe) -> None:
@@ -174,7 +155,7 @@ def examine(
     if tasks and not (folder / "evaluation" / "summary.json").exists():
         ranks = config.vqa is not None and config.vqa.mode == "rank" and config.vqa.answers is None
         answers = common_answers(training) if ranks else None
-        given, model = _examples(tasks), model.to(device)
+        given, model = examples_of(tasks), model.to(device)
         evaluate(model, tokenizer, config, given, folder=folder, device=device, answers=answers, base=root)
     if not (folder / "profile.json").exists():
         costs = profile(model.to("cpu"), batch_size=recipe.profile_batch_size)
