@@ -48,7 +48,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "without VLP": ("hidden/*", "attention/*"),
     "all": ("*",),
 }
-"""Globs over the loss terms that each run keeps, with the recipe's own weights"""
+"""Globs over the loss terms that each run keeps, with the recipe's own weights but for `FUSED`"""
 
 TABLES: dict[str, tuple[str, ...]] = {
     "Table 3: hidden states": ("none", "img", "text", "img + text", "vl_e", "vl_d", "hidden"),
@@ -56,6 +56,10 @@ TABLES: dict[str, tuple[str, ...]] = {
     "Table 5: objectives": ("none", "attention", "hidden", "without VLP", "all"),
 }
 """The paper's tables by the runs that make their rows; a run can stand in several"""
+
+FUSED = {"hidden/fused": 10.0, "attention/fused": 1.0}
+"""A third of the recipe's weights: there the mean is over each pair and its two hard negatives, while in these runs the
+teacher sees the pairs alone."""
 
 METRICS = ("TR@1", "IR@1", "CIDEr", "VQA")
 
@@ -109,7 +113,7 @@ def main() -> None:
 
 def kept(weights: Mapping[str, float], globs: Sequence[str]) -> dict[str, float]:
     """A stage's weights by loss term, of the paper's terms that a glob names."""
-    paper = {name: weight for name, weight in weights.items() if not name.startswith("logits")}
+    paper = {name: FUSED.get(name, weight) for name, weight in weights.items() if not name.startswith("logits")}
     return {
         term: weight
         for term, weight in expand_weights(paper, TERMS).items()

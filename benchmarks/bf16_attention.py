@@ -2,7 +2,8 @@
 
     python benchmarks/bf16_attention.py [--smoke] [--json FILE] [--write-docs] [--rounds N]
 
-It is why limbeck trains attention by plain products where a CPU trains in bfloat16 (`StageTrainer`).
+It is why limbeck trains attention over fewer than 128 tokens by plain products where a CPU trains in bfloat16
+(`StageTrainer`).
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Shape:
     teacher: int = 768
 
 
-SHAPES = [Shape(2048, 32_000), Shape(1024, 151_936)]
+SHAPES = [Shape(2048, 32_000), Shape(2048, 151_936)]
 SMOKE = [Shape(256, 4_000, 64, 96)]
 TINY = Shape(48, 300, 16, 24)
 

@@ -37,7 +37,7 @@ class Variant:
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """stage -> fields"""
     duet: Mapping[str, Any] = field(default_factory=dict)
-    stages: tuple[str, ...] = ("language", "align_tiny", "align_large", "tune")
+    stages: tuple[str, ...] = ("align_tiny", "align_large", "tune")
     after: tuple[str, str] | None = None
     """a run, and its last stage that this one shares"""
 
@@ -50,18 +50,16 @@ VARIANTS: dict[str, Variant] = {
     "no KL in tuning": Variant({"tune": {"kd": "none"}}, after=("reverse KL (ours)", "align_large")),
     "only tiny": Variant(
         {"tune": {"models": "tiny"}},
-        stages=("language", "align_tiny", "tune"),
+        stages=("align_tiny", "tune"),
         after=("reverse KL (ours)", "align_tiny"),
     ),
     "features I": Variant(duet={"features": "I"}, after=("reverse KL (ours)", "align_tiny")),
     "lambda 0.1": Variant({"tune": {"lambda": 0.1}}, after=("reverse KL (ours)", "align_large")),
     "lambda 0.7": Variant({"tune": {"lambda": 0.7}}, after=("reverse KL (ours)", "align_large")),
-    "aligned with KL": Variant(
-        stages=("language", "align_tiny", "align_large"), after=("reverse KL (ours)", "align_large")
-    ),
+    "aligned with KL": Variant(stages=("align_tiny", "align_large"), after=("reverse KL (ours)", "align_large")),
     "aligned without KL": Variant(
         {"align_large": {"kd": "none"}},
-        stages=("language", "align_tiny", "align_large"),
+        stages=("align_tiny", "align_large"),
         after=("no KL", "align_large"),
     ),
 }

@@ -1,6 +1,7 @@
 """What distillation is worth on the built-in data: teacher, plain student and distilled student over several seeds.
 
-    python benchmarks/quality_dlip.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--steps N] [--out FOLDER]
+    python benchmarks/quality_dlip.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--steps N]
+                                      [--batch-size N] [--out FOLDER]
 
 The recipes are the quickstart's own, trained for longer: the same data, order, first weights and steps, with the
 teacher's terms and without. Everything is measured on scenes whose combinations of things were held out of training.
@@ -34,17 +35,18 @@ def main() -> None:
     options = parser(__doc__, timed=False)
     options.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     options.add_argument("--steps", type=int, default=2000, help="of each student (default 2000, half an hour a seed)")
+    options.add_argument("--batch-size", type=int, help="of every stage (default the recipe's own)")
     options.add_argument("--out", type=Path, default=Path("runs/quality_dlip"), help="where the runs go")
     args = options.parse_args()
     out: Path = args.out
     if args.smoke:
-        args.seeds, args.steps, out = 2, 4, out / "smoke"
+        args.seeds, args.steps, args.batch_size, out = 2, 4, 8, out / "smoke"
     overrides = ["training.save_steps=500", "export=[]", *(SMOKE if args.smoke else ())]
 
     found: dict[str, list[Scores]] = {PLAIN: [], DISTILLED: []}
     for seed, recipe in product(range(args.seeds), found):
         print(f"seed {seed}, {recipe}", flush=True)
-        stages = json.dumps(lasting(recipe, args.steps, 8 if args.smoke else None))
+        stages = json.dumps(lasting(recipe, args.steps, args.batch_size))
         folder = out / f"seed{seed}" / Path(recipe).name
         found[recipe].append(train(recipe, folder, [*overrides, f"seed={seed}", f"stages={stages}"]))
     plain, distilled = found[PLAIN], found[DISTILLED]
@@ -56,7 +58,8 @@ def main() -> None:
         judge(teacher, plain, distilled),
         args,
         table=[line(name, seeds) for name, seeds in models.items()],
-        note=f"Mean ± standard error; each student trained for {args.steps} steps.",
+        note=f"Mean ± standard error; each student trained for {args.steps} steps"
+        + (f" of {args.batch_size} pairs." if args.batch_size else "."),
     )
 
 

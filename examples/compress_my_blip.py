@@ -13,13 +13,13 @@ from pathlib import Path
 
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from limbeck.assemble.shared import shipped
 from limbeck.data.scenes import ScenesConfig
 from limbeck.data.sources import load_source
 from limbeck.data.tokenizer import BertTokenizer, FolderTokenizer
 from limbeck.data.transform import TransformConfig
 from limbeck.evaluation.evaluate import EvaluationConfig, RetrievalTask
 from limbeck.models.convert import export
+from limbeck.models.hub import shipped
 from limbeck.models.load import load_model
 from limbeck.recipe.dlip import DataConfig, DLIPRecipe, StudentConfig, TeacherConfig, TextChoice, VisionChoice
 from limbeck.run import run_recipe

@@ -2,8 +2,9 @@
 
     python examples/distil_a_clip.py [--steps N] [--out FOLDER]
 
-Teacher and student are trained here on built-in emoji pictures. To distil a CLIP of your own, name its folder under
-`teacher: folders`, and its BERT-like tokenizer by `tokenizer: {tokenizer: folder, path: ...}`.
+Teacher and student are trained here on built-in emoji pictures. To distil a published CLIP, leave out the first recipe,
+name the CLIP's folder or hub name under `teacher: folders` and in `tokenizer: {tokenizer: folder, path: ...}`, and give
+the student its picture and patch size; docs/dlip.md has such a recipe.
 """
 
 # %% How long

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from limbeck.assemble.shared import shipped
 from limbeck.data.examples import Example
 from limbeck.data.scenes import ScenesConfig
 from limbeck.evaluation.evaluate import (
@@ -27,6 +26,7 @@ from limbeck.evaluation.evaluate import (
     load_tasks,
     recompute,
 )
+from limbeck.models.hub import shipped
 from limbeck.runs.dlip import open_student
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

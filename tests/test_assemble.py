@@ -147,6 +147,15 @@ def test_a_stage_that_could_not_see_or_compare_is_refused_with_a_way_out(tmp_pat
         load_recipe(str(write_ctvlm_recipe(tmp_path, eye, stages, **changes)))
 
 
+def test_the_gradient_of_a_single_term_is_not_asked_of_deepspeed(tmp_path, eye):
+    training = {"deepspeed": {"zero_optimization": {"stage": 2}}}
+    stages = [stage("align_tiny"), stage("tune", training=training)]
+    with pytest.raises(RecipeError, match=r"gradient_share_steps 200: under training\.deepspeed \(tune\).* set it 0"):
+        load_recipe(str(write_ctvlm_recipe(tmp_path, eye, stages, gradient_share_steps=200)))
+    load_recipe(str(write_ctvlm_recipe(tmp_path, eye, stages)))
+    load_recipe(str(write_ctvlm_recipe(tmp_path, eye, stages[:1], gradient_share_steps=200)))
+
+
 def test_cross_attention_alone_goes_with_other_features_and_stages(tmp_path, eye):
     for stages, features in (([stage("align_large")], "P+I+T"), ([stage("align_tiny"), stage("tune")], "I+T")):
         duet = {"fusion": "cross", "features": features}

@@ -143,6 +143,19 @@ class TestSeeds:
         }
         assert kept(weights, RUNS["all"]).keys() == set(TERMS) - {"language"}
 
+    def test_ablation_weighs_a_pair_in_the_fused_pass_as_the_recipe_does(self) -> None:
+        from ablation_dlip import RUNS, kept
+
+        from limbeck.recipe import load_recipe
+
+        recipe = load_recipe("dlip/quickstart")
+        (own,) = (stage.weights for stage in recipe.stages if stage.name == "pretrain")
+        assert recipe.dlip.kd_negatives
+        assert (own["hidden/fused"], own["attention/fused"]) == (30, 3), "of three rows for each pair"
+        weights = kept(own, RUNS["all"])
+        assert weights["hidden/fused"] == 10
+        assert weights["attention/fused/self"] == weights["attention/fused/cross"] == 1
+
 
 @pytest.mark.usefixtures("benchmarks")
 def test_a_results_section_is_replaced_and_others_stay(tmp_path: Path) -> None:

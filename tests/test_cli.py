@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from limbeck import cli
+from limbeck.data.examples import DataError
+from limbeck.errors import TRAINING_BEGAN
 
 BINARY = [sys.executable, "-m", "limbeck.cli"]
 
@@ -51,6 +53,25 @@ def test_a_disk_that_takes_nothing_is_one_message(monkeypatch, capsys):
         cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'runs/x/log.jsonl'\n"
+
+
+def test_what_breaks_in_the_middle_of_a_run_keeps_its_traceback(monkeypatch, capsys):
+    def breaks(error):
+        def run():
+            TRAINING_BEGAN.set()
+            raise error
+
+        monkeypatch.setattr(cli, "app", run)
+        cli.main()
+
+    with pytest.raises(ValueError, match="a shape"):
+        breaks(ValueError("a shape"))
+    with pytest.raises(OSError, match="No space left"):
+        breaks(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(SystemExit) as ended:
+        breaks(DataError("2 of 100 records are broken"))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: 2 of 100 records are broken\n"
 
 
 def test_the_schema_is_json_and_knows_the_sections():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tiny_ctvlm_recipe import SCENES, stage, write_ctvlm_recipe, write_eye
 from tokenizers import Tokenizer
@@ -120,6 +121,18 @@ def test_transformers_alone_gives_the_answers_of_the_rows(finished, role):
     assert answers == {key: row["prediction"] for key, row in rows.items()}
     assert len(answers) > 8
     assert any(answers.values())
+
+
+def test_a_stage_leaves_no_engine_to_the_next_one(eye, tmp_path, monkeypatch):
+    freed, free = [], Accelerator.free_memory
+    monkeypatch.setattr(Accelerator, "free_memory", lambda own: (freed.append(len(own._models)), free(own)))
+    stages = [stage(kind) for kind in ("align_tiny", "align_large")]
+    run_recipe(
+        load_recipe(
+            str(write_ctvlm_recipe(tmp_path, eye, stages, training=ONE_STEP, evaluation={**EVALUATION, "models": []}))
+        )
+    )
+    assert sum(freed) == len(stages), "each stage's wrapped model, once"
 
 
 def test_a_finished_run_does_nothing_more(finished):

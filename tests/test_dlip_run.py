@@ -1,13 +1,17 @@
 """A DLIP run around its training: what its evaluation cannot do is said before, and a folder is about one model."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from transformers import BlipProcessor
 
+from limbeck import cli
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
+from limbeck.data.examples import DataError
 from limbeck.models.blip import Blip
 from limbeck.models.fusion import FusionConfig
 from limbeck.recipe import RecipeError, load_recipe
@@ -128,6 +132,44 @@ def test_an_evaluation_is_of_one_model_and_one_recipe(tmp_path):
     (out / "evaluated.json").unlink()
     with pytest.raises(RecipeError, match="does not say which model"):
         evaluate_saved(out, one, recipe)
+
+
+def test_an_evaluation_opens_training_data_only_to_rank_its_answers(tmp_path):
+    model = saved_model(tmp_path / "model")
+    data = RECIPE["data"] | {"train": lines(tmp_path, "gone")}
+    evaluate_saved(tmp_path / "eval", model, recipe_in(tmp_path, data=data))
+    assert (tmp_path / "eval" / "evaluation" / "summary.json").is_file()
+    ranking = recipe_in(tmp_path, data=data, evaluation={"data": [HELD_OUT], "vqa": {}})
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        evaluate_saved(tmp_path / "ranked", model, ranking)
+
+
+def test_an_export_that_was_cut_off_is_made_anew(tmp_path, monkeypatch):
+    recipe = recipe_in(tmp_path, evaluation={}, export=["retrieval"])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlipProcessor, "save_pretrained", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe)
+    place = tmp_path / "run" / "export"
+    assert not (place / "retrieval").exists()
+    run_recipe(recipe)
+    assert [folder.name for folder in place.iterdir()] == ["retrieval"]
+    assert BlipProcessor.from_pretrained(place / "retrieval").image_processor.size == {"height": 32, "width": 32}
+
+
+def test_a_run_that_breaks_after_training_keeps_its_traceback(tmp_path, monkeypatch):
+    recipe_in(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evaluation").touch()
+    monkeypatch.setattr(sys, "argv", ["limbeck", "train", str(tmp_path / "recipe.yaml")])
+    for _ in ("training", "going on with what is trained"):
+        with pytest.raises(OSError, match="evaluation"):
+            cli.main()
+    assert (tmp_path / "run" / "student" / "config.json").is_file()
 
 
 def test_losses_on_captions_want_captions(files):

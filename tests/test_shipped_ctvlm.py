@@ -27,7 +27,7 @@ from limbeck.run import run_recipe
 PAPER = "ctvlm/opt-125m_vicuna-7b"
 NAMES = [name for name in shipped_recipes() if name.startswith("ctvlm/")]
 TWINS = [name for name in NAMES if name.endswith("-debug")]
-FULL = [name for name in NAMES if name not in TWINS and name != "ctvlm/laptop"]
+FULL = [name for name in NAMES if name not in TWINS and not name.startswith("ctvlm/laptop")]
 I_A = {"contrastive", "matching", "language/tiny"}
 BOTH = {"language/tiny", "language/large"}
 

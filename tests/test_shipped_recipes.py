@@ -18,7 +18,9 @@ from limbeck.run import run_recipe
 
 ALL = shipped_recipes()
 FULL_SCALE = [
-    name for name in ALL if not name.endswith(("-debug", "laptop", "laptop_teacher")) and "quickstart" not in name
+    name
+    for name in ALL
+    if not name.endswith(("-debug", "laptop", "laptop_teacher", "laptop_language")) and "quickstart" not in name
 ]
 TWINS = [name for name in ALL if name.startswith("dlip/") and name.endswith("-debug")]
 FULL = [name for name in FULL_SCALE if name.startswith("dlip/")]

@@ -1,7 +1,7 @@
 """The command line: train, compete, doctor, evaluate, profile, report, quickstart, recipe, pool, filter.
 
-Exit codes: 0 done; 1 the run failed; 2 the command, recipe or data is wrong and nothing was trained, or a file cannot
-be read or written.
+Exit codes: 0 done; 1 the run failed; 2 the command, recipe or data is wrong, or a file cannot be read or written before
+training began.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.markup import escape
 from limbeck.commands import pool
 from limbeck.commands.compete import compete
 from limbeck.commands.filter import filter_command
-from limbeck.errors import Halted, WrongInput
+from limbeck.errors import TRAINING_BEGAN, Halted, WrongInput
 
 app = typer.Typer(
     name="limbeck",
@@ -65,6 +65,7 @@ def doctor(
     overrides: Overrides = None,
     no_steps: Annotated[bool, typer.Option("--no-steps", help="try no real steps, tell no hours")] = False,
     memory: Annotated[float | None, typer.Option(help="GiB of a device that is not here, to see what fits")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="that will train; WORLD_SIZE or 1 by default")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, for scripts")] = False,
 ) -> None:
     """Look at all that can go wrong before anything trains. Exit code 1 where a check fails; nothing is written."""
@@ -77,7 +78,7 @@ def doctor(
     settings = load_recipe(recipe, overrides or ())
     try:
         with redirect_stdout(sys.stderr):
-            findings = examine(settings, steps=not no_steps, memory=memory)
+            findings = examine(settings, steps=not no_steps, memory=memory, processes=processes)
     except RecipeError as error:
         raise RecipeError(f"{find_recipe(recipe)}: {error}") from None
     if as_json:
@@ -180,11 +181,17 @@ def recipe_schema() -> None:
 
 
 def main() -> None:
-    """Entry point: what the user did wrong, or a disk does not let through, is one message and exit code 2."""
+    """Entry point: what the user did wrong, or a disk does not let through, is one message and exit code 2.
+
+    Once training has begun, only `WrongInput` is: anything else keeps its traceback, and the exit code is 1.
+    """
+    TRAINING_BEGAN.clear()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
     try:
         app()
     except (WrongInput, OSError, ValueError) as error:
+        if TRAINING_BEGAN.is_set() and not isinstance(error, WrongInput):
+            raise
         _say(error)
         sys.exit(2)
     except Halted as error:  # a server that is gone, a round that wrote nothing: what was said is kept

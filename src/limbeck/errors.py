@@ -1,4 +1,9 @@
-"""What the command line tells in one line, without a traceback. Imports nothing, so that it can always be told."""
+"""What the command line tells in one line, without a traceback. Imports nothing heavy: it can always be told."""
+
+from threading import Event
+
+TRAINING_BEGAN = Event()
+"""Set once a run trains or works on what it has trained: what fails from then on is no mistake of the recipe's."""
 
 
 class WrongInput(Exception):

@@ -14,13 +14,13 @@ from rich.table import Table
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
-from limbeck.assemble.shared import shipped
 from limbeck.evaluation.generative.cost import profile_generative
 from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.evaluation.profile import profile
 from limbeck.methods.passes import Model
 from limbeck.models.duet_config import DuetConfig, TinyVLMConfig
 from limbeck.models.files import read_model_type
+from limbeck.models.hub import shipped
 from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, find_recipe, load_recipe
 from limbeck.report.table import operations

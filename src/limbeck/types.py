@@ -81,6 +81,9 @@ class Batch(TypedDict):
     """[B, T] boolean"""
     image_id: Tensor
     """[B] int64, equal for two rows exactly where they show the same picture"""
+    draws: NotRequired[Tensor]
+    """[B, T, 2] float32, uniform in [0, 1): what a method draws at random for each token of `input_ids`. They are the
+    pair's own, new in each epoch, so that they do not depend on which batch it is in"""
     counts: NotRequired[Counts]
     question_ids: NotRequired[Tensor]
     """[Q, T]"""

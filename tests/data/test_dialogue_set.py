@@ -19,7 +19,7 @@ from limbeck.data.dataset import EpochSampler
 from limbeck.data.decoder_tokenizer import conversation_texts
 from limbeck.data.dialogue_set import Dialogue, DialogueCollator, Dialogues, padded_to_square
 from limbeck.data.encoded_conversations import DialoguesConfig
-from limbeck.data.examples import DataError, FileImage, MadeImage, Skipped
+from limbeck.data.examples import DataError, FileImage, MadeImage
 from limbeck.data.normalization import CLIP, Normalization, read_normalization
 from limbeck.data.transform import MEAN, STD, TransformConfig, transform
 from limbeck.types import IGNORE
@@ -215,6 +215,21 @@ def test_what_a_source_says_wrongly_is_left_out_and_listed(chat):
 
 
 @pytest.mark.parametrize("cache", [False, True])
+def test_texts_alone_open_no_picture_and_are_the_same_texts(chat, tmp_path, cache):
+    turns = (Turn("user", "Who?"), Turn("assistant", "Me."))
+    source = ConversationSource("s", [Conversation("gone", FileImage(str(tmp_path / "gone.jpg")), turns)])
+    full = len(encode_conversation(source.conversations[0], chat, N)[0])
+    config = DialoguesConfig(cache=cache, needs_image=True)
+    texts = Dialogues(source, chat, PLAIN, N, config, pictures=False)
+    batch = texts.collate([texts[0]])
+    assert "skipped" not in batch
+    assert (batch["pixel_values"] == 0).all()
+    assert batch["input_ids"].shape == (1, full)
+    assert (batch["input_ids"] == chat.ids.image).sum() == N
+    assert texts.fingerprint() == dialogues(chat, source, cache=cache, needs_image=True).fingerprint()
+
+
+@pytest.mark.parametrize("cache", [False, True])
 def test_another_takes_a_broken_pictures_place_and_it_is_reported(chat, tmp_path, cache):
     good, cut, text = tmp_path / "good.jpg", tmp_path / "cut.jpg", tmp_path / "text.jpg"
     Image.effect_noise((64, 64), 50).convert("RGB").save(good)
@@ -226,10 +241,14 @@ def test_another_takes_a_broken_pictures_place_and_it_is_reported(chat, tmp_path
     batch = data.collate([data[index] for index in range(4)])
     assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 4, "as many rows as items"
     assert batch["image_id"].unique().numel() == 1
-    assert [entry.id for entry in batch["skipped"]] == ["cut.jpg", "text.jpg"]
-    assert str(text) in batch["skipped"][1].reason
-    with pytest.raises(DataError, match=r"not one picture(.|\n)*cut\.jpg"):
-        data.collate([data[1], data[3]])
+    reasons = {entry.id: entry.reason for entry in batch["skipped"]}
+    assert reasons.keys() == {"cut.jpg", "text.jpg"}
+    assert str(text) in reasons["text.jpg"]
+    assert data[1, 7].skipped == data[1, 7].skipped
+    assert data.collate([data[1]])["skipped"][0].id == "cut.jpg", "a batch of one, too"
+    broken = dialogues(chat, ConversationSource("s", [files[1], files[3]]), cache=cache)
+    with pytest.raises(DataError, match=r"not one of 2 examples that were tried(.|\n)*cut\.jpg"):
+        broken[0]
 
 
 def test_pictures_are_padded_to_a_square_with_clips_mean(chat):
@@ -279,7 +298,7 @@ def test_sources_joined_are_drawn_by_their_own_groups(chat):
     source = join([scenes("captions", 4), scenes("dialogue", 3)])
     data = dialogues(chat, source)
     assert len(data) == 7
-    assert not isinstance(data[6], Skipped)
+    assert data[6].ids.size
 
 
 def test_an_eyes_own_mean_fills_borders_and_normalises(chat):

@@ -1,5 +1,6 @@
 """Pairs, collate and the order of an epoch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,19 @@ def test_the_cache_changes_nothing(tokenizer):
         Pairs(scenes(), tokenizer, CHANCE, PairsConfig(cache=True))
 
 
+def test_an_item_brings_draws_of_its_own_new_in_each_epoch(tokenizer):
+    pairs = Pairs(scenes(), tokenizer, PLAIN)
+    items = [pairs[index, 0] for index in range(4)]
+    whole, part = pairs.collate(items), pairs.collate(items[2:3])
+    length = part["input_ids"].shape[1]
+    assert whole["draws"].shape == (*whole["input_ids"].shape, 2)
+    assert torch.equal(whole["draws"][2, :length], part["draws"][0])
+    assert not whole["draws"][~whole["attention_mask"]].any()
+    drawn = whole["draws"][whole["attention_mask"]]
+    assert len(drawn.unique()) == drawn.numel()
+    assert not np.array_equal(pairs[2, 1].draws[:3], items[2].draws[:3])
+
+
 def test_answers_weigh_as_many_as_gave_them(tokenizer):
     question = Question("q", "how many?", ("2", "two", "2", "2", "Two"))
     example = Example("a", MadeImage("a", lambda: Image.new("RGB", (32, 32))), ("a dog",), (question,))
@@ -142,18 +156,29 @@ def test_another_takes_a_broken_pictures_place_and_it_is_reported(tokenizer, tmp
     batch = pairs.collate([pairs[index] for index in range(4)])
     assert batch["pixel_values"].shape[0] == batch["input_ids"].shape[0] == 4, "as many rows as items"
     assert batch["image_id"].unique().tolist() == [pairs[0].image_id], "the same picture in every row"
-    assert [entry.id for entry in batch["skipped"]] == ["cut.jpg", "text.jpg"]
-    assert "truncated" in batch["skipped"][0].reason.lower()
-    assert str(text) in batch["skipped"][1].reason
-    with pytest.raises(DataError, match=r"not one picture(.|\n)*cut\.jpg"):
-        pairs.collate([pairs[1], pairs[3]])
+    reasons = {entry.id: entry.reason for entry in batch["skipped"]}
+    assert reasons.keys() == {"cut.jpg", "text.jpg"}
+    assert "truncated" in reasons["cut.jpg"].lower()
+    assert str(text) in reasons["text.jpg"]
+    assert pairs.collate([pairs[1]])["skipped"][0].id == "cut.jpg", "a batch of one, too"
+    broken = Pairs(Source("s", [examples[1], examples[3]]), tokenizer, PLAIN, PairsConfig(cache=cache))
+    with pytest.raises(DataError, match=r"not one of 2 examples that were tried(.|\n)*cut\.jpg"):
+        broken[0]
 
 
-def test_questions_point_at_the_rows_that_are_left(tokenizer):
-    pairs = Pairs(scenes(), tokenizer, PLAIN, PairsConfig(questions=1))
-    batch = pairs.collate([pairs[0], Skipped("x", "broken"), pairs[1]])
-    assert batch["image_id"].tolist() == [pairs[index].image_id for index in (0, 0, 1)], "the first takes its place"
-    assert batch["question_image"].tolist() == [0, 1, 2]
+def test_which_one_takes_a_broken_pictures_place_follows_from_seed_epoch_and_index(tokenizer):
+    examples = list(scenes().examples)
+    for index in range(10, 30):
+        examples[index] = replace(examples[index], image=FileImage("gone.jpg"))
+    pairs, again = (Pairs(Source("s", examples), tokenizer, CHANCE, PairsConfig(questions=1)) for _ in range(2))
+    for epoch in (0, 1):
+        item, other = pairs[12, epoch], again[12, epoch]
+        assert item.skipped == other.skipped
+        assert item.image_id == other.image_id
+        assert (item.image == other.image).all()
+        assert (item.caption == other.caption).all()
+    assert len({pairs[12, epoch].image_id for epoch in range(20)}) > 5, "another one in another epoch"
+    assert not pairs[9].skipped
 
 
 def test_past_the_limit_the_run_is_told_the_first_ones():

@@ -17,7 +17,7 @@ from limbeck.data.conversations import Conversation, ConversationSource, Turn
 from limbeck.data.dataset import EpochSampler
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.encoded_conversations import DialoguesConfig
-from limbeck.data.examples import DataError, FileImage, MadeImage, Skipped
+from limbeck.data.examples import DataError, FileImage, MadeImage
 from limbeck.data.model_chat import ModelChat
 from limbeck.data.processed import ProcessedDialogue, ProcessedDialogues, expanded, picture_tokens
 from limbeck.data.transform import TransformConfig
@@ -167,8 +167,8 @@ def test_pictures_of_any_size_are_measured_when_they_are_opened():
     skipping = dialogues("qwen2_vl", max_length=long - 1)
     assert len(skipping) == 4
     item = skipping[lengths.index(long)]
-    assert isinstance(item, Skipped)
-    assert f"{long} tokens, more than max_length {long - 1}" in str(item)
+    assert f"{long} tokens, more than max_length {long - 1}" in str(item.skipped[0])
+    assert len(item.labels) < long
     cutting = dialogues("qwen2_vl", max_length=long - 2, too_long="cut")
     assert length_of(cutting, lengths.index(long)) < long - 2
 
@@ -185,8 +185,9 @@ def test_another_takes_a_broken_pictures_place_and_it_is_reported(tmp_path):
         assert len(batch["input_ids"]) == 2
         assert batch["image_id"].unique().numel() == 1
         assert [entry.id for entry in batch["skipped"]] == ["text.png"]
-        with pytest.raises(DataError, match=r"not one item of a batch can be used(.|\n)*text\.png"):
-            data.collate([data[1]])
+        assert [entry.id for entry in data.collate([data[1]])["skipped"]] == ["text.png"], "a batch of one, too"
+        with pytest.raises(DataError, match=r"not one of 1 examples that were tried(.|\n)*text\.png"):
+            dialogues("internvl", source(files.conversations[1]), cache=cache)[0]
 
 
 def test_epochs_draw_from_groups():

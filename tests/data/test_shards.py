@@ -2,13 +2,21 @@
 
 import io
 import json
+import pickle
 import tarfile
+import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from limbeck.data.examples import BrokenImage, DataError
+from limbeck.data import shard_index
+from limbeck.data.examples import ArchiveImage, BrokenImage, DataError, Question
+from limbeck.data.records import example_of
+from limbeck.data.shard_index import index_folder
 from limbeck.data.shards import WebDatasetConfig, expand_braces, load_webdataset
+from limbeck.data.sources import load_source
 
 
 def picture(colour: str, kind: str = "JPEG") -> bytes:
@@ -94,6 +102,129 @@ def test_compressed_and_missing_shards_are_refused(tmp_path):
         load(tmp_path, "s.tar.gz")
     with pytest.raises(DataError, match=r"s-1\.tar: no such file .* has s\.tar\.gz"):
         load(tmp_path, "s-{1..3}.tar")
+
+
+def pairs(path, count=20):
+    """A shard of pairs with questions, the sixth of them without a picture."""
+    record = {
+        "url": "https://example.org",
+        "caption": "a thing, and what it is",
+        "questions": [{"question": "what?", "answers": ["it", "that"], "question_id": 7, "answer_type": "other"}],
+    }
+    members = {}
+    for number in range(count):
+        members[f"{number}.jpg"] = picture("red")
+        members[f"{number}.txt"] = f"pair {number}".encode()
+        members[f"{number}.json"] = json.dumps(record | {"id": number}).encode()
+    del members["5.jpg"]
+    shard(path, members)
+
+
+def test_an_example_of_a_shard_is_that_of_its_record(tmp_path):
+    pairs(tmp_path / "s.tar")
+    source = load(tmp_path, "s.tar", max_skipped=0.1)
+    image = ArchiveImage(str(tmp_path / "s.tar"), "3.jpg", source.examples[3].image.offset, len(picture("red")))
+    questions = [{"question": "what?", "answers": ["it", "that"], "question_id": 7, "answer_type": "other"}]
+    assert source.examples[3] == example_of({"caption": "pair 3", "questions": questions}, "s.tar:3", image)
+    single = {"question": "what?", "answer": "it", "kind": "other", "id": 9}
+    shard(tmp_path / "q.tar", {"1.jpg": picture("red"), "1.json": json.dumps(single).encode()})
+    [example] = load(tmp_path, "q.tar").examples
+    assert example.questions == (Question("9", "what?", ("it",), "other"),)
+
+
+def test_a_limit_ends_what_is_used_and_what_is_counted(tmp_path):
+    pairs(tmp_path / "a.tar")
+    pairs(tmp_path / "b.tar")
+    source = load(tmp_path, "{a,b}.tar", max_skipped=0.1, limit=23)
+    assert [example.id for example in source.examples][-5:] == ["a.tar:19", *(f"b.tar:{n}" for n in range(4))]
+    assert [entry.id for entry in source.skipped] == [f"{tmp_path / 'a.tar'}:5"]
+    assert not load(tmp_path, "a.tar", limit=5).skipped
+
+
+def test_an_example_takes_little_memory(tmp_path):
+    text = "a caption of about as many words as are usual on the web"
+    members = {f"{n:09d}.{end}": data for n in range(2000) for end, data in (("jpg", b"x"), ("txt", text.encode()))}
+    shard(tmp_path / "s.tar", members)
+    tracemalloc.start()
+    source = load(tmp_path, "s.tar")
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source.examples) == 2000
+    assert used / 2000 < 3 * len(text) + 20, "bytes an example"
+
+
+@pytest.fixture
+def readings(monkeypatch) -> list[str]:
+    """The shards that were gone through."""
+    names = []
+    read = shard_index.read_shard
+    monkeypatch.setattr(shard_index, "read_shard", lambda shard: names.append(shard.name) or read(shard))
+    return names
+
+
+def test_a_shard_is_gone_through_once(tmp_path, readings):
+    pairs(tmp_path / "s.tar")
+    config, indexes = WebDatasetConfig(source="webdataset", shards="s.tar", max_skipped=0.1), tmp_path / "indexes"
+    first, again = (load_webdataset(config, tmp_path, indexes) for _ in range(2))
+    assert readings == ["s.tar"]
+    assert list(first.examples) == list(again.examples)
+    assert first.skipped == again.skipped
+    assert [file.suffix for file in indexes.iterdir()] == [".npz"], "and no draft"
+
+    pairs(tmp_path / "s.tar", count=21)
+    assert len(load_webdataset(config, tmp_path, indexes).examples) == 20
+    [file] = indexes.iterdir()
+    file.write_bytes(file.read_bytes()[:-300])
+    assert list(load_webdataset(config, tmp_path, indexes).examples)[:19] == list(first.examples)
+    assert readings == ["s.tar"] * 3
+    load_webdataset(config, tmp_path, indexes)
+    assert readings == ["s.tar"] * 3, "a damaged index was made anew"
+
+
+def test_an_index_runs_no_code(tmp_path, readings):
+    pairs(tmp_path / "s.tar")
+    config, indexes = WebDatasetConfig(source="webdataset", shards="s.tar", max_skipped=0.1), tmp_path / "indexes"
+    load_webdataset(config, tmp_path, indexes)
+    [file] = indexes.iterdir()
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = dict(stored)
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "evil",))
+
+    for evil in (pickle.dumps(Evil()), None):
+        if evil is None:
+            np.savez(file, **arrays | {"places": np.array([Evil()], dtype=object)}, allow_pickle=True)
+        else:
+            file.write_bytes(evil)
+        assert len(load_webdataset(config, tmp_path, indexes).examples) == 19
+    assert readings == ["s.tar"] * 3
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_place_that_takes_no_index_is_no_error(tmp_path, readings, caplog):
+    for name in "ab":
+        pairs(tmp_path / f"{name}.tar")
+    (tmp_path / "indexes").touch()
+    config = WebDatasetConfig(source="webdataset", shards="{a,b}.tar", max_skipped=0.1)
+    for _ in range(2):
+        assert len(load_webdataset(config, tmp_path, tmp_path / "indexes").examples) == 38
+    assert readings == ["a.tar", "b.tar"] * 2
+    assert [record.message.endswith("LIMBECK_CACHE names another folder") for record in caplog.records] == [True, True]
+
+
+def test_where_indexes_lie(tmp_path, monkeypatch):
+    for name in ("LIMBECK_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert index_folder() == Path("/home/someone/.cache/limbeck/shards")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert index_folder() == Path("/scratch/limbeck/shards")
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "own"))
+    pairs(tmp_path / "s.tar")
+    load_source(WebDatasetConfig(source="webdataset", shards="s.tar", max_skipped=0.1), tmp_path)
+    assert len(list((tmp_path / "own" / "shards").iterdir())) == 1
 
 
 def test_braces():

@@ -10,7 +10,8 @@ from limbeck.cli import main
 from limbeck.data.chat import Chat
 from limbeck.data.decoder_tokenizer import BpeTokenizer, load_decoder_tokenizer
 from limbeck.doctor import ctvlm as flow
-from limbeck.doctor import examine, failed, standin
+from limbeck.doctor import examine, failed, refuse_unsound, standin
+from limbeck.doctor.ctvlm_checks import check_teachers
 from limbeck.recipe import RecipeError
 from limbeck.run import run_recipe
 
@@ -32,17 +33,19 @@ def nothing(model):
     pass
 
 
-def test_a_sound_recipe_is_fit_and_everything_was_looked_at(tmp_path):
-    findings = examine(recipe_of(tmp_path), memory=80.0)
+def test_a_sound_recipe_is_fit_and_everything_was_looked_at(tmp_path, language_model):
+    findings = examine(recipe_of(tmp_path, taken(language_model(stir))), memory=80.0)
     assert set(statuses(findings).values()) == {"ok"}, findings
     assert list(by_check(findings)) == [
         "tokenizer",
         "template plain",
         "template vicuna_v1",
+        "teachers",
         "vocabulary",
         "image tokens",
         "lengths",
         "weights eye",
+        "weights large",
         "teacher = itself",
         "gradients align_tiny",
         "gradients align_large",
@@ -68,6 +71,47 @@ def test_a_sound_recipe_is_fit_and_everything_was_looked_at(tmp_path):
     speed = by_check(findings)["speed"].figures["tune"]
     assert (speed["steps"], speed["rows_per_step"]) == (30, 4)
     assert speed["hours"] == pytest.approx(30 * 4 / speed["rows_per_second"] / 3600)
+
+
+def stage_of(kind, **values):
+    return {"name": kind, "kind": kind, "data": CAPTIONS, **values}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "untrained"),
+    [
+        (("align_tiny", "align_large", "tune"), ["tune"]),
+        (("language", "align_tiny", "align_large", "tune"), []),
+        (("language", "align_large", "tune"), ["align_large"]),
+        (("tune", "align_large"), ["tune"]),
+        (("align_large",), ["align_large"]),
+    ],
+)
+def test_a_new_model_that_teaches_before_it_has_learned_is_a_warning(tmp_path, kinds, untrained):
+    finding = check_teachers(recipe_of(tmp_path, {"stages": [stage_of(kind) for kind in kinds]}))
+    assert finding.status == ("warning" if untrained else "ok")
+    assert [kind for kind in kinds if f"the teacher of stage {kind} was never trained" in finding.text] == untrained
+
+
+@pytest.mark.parametrize("change", [{"kd": "none"}, {"lambda": 0.0}, {"models": "tiny"}])
+def test_without_a_divergence_there_is_no_teacher_to_train(tmp_path, change):
+    finding = check_teachers(recipe_of(tmp_path, {"stages": [stage_of("tune", **change)]}))
+    assert (finding.status, finding.text) == ("ok", "no stage has one")
+
+
+def test_a_large_model_with_weights_of_its_own_teaches_at_once_and_a_tiny_one_does_not(tmp_path, language_model):
+    folder = language_model(stir)
+    stages = {"stages": [stage_of("align_large"), stage_of("tune")]}
+    finding = check_teachers(recipe_of(tmp_path, taken(folder) | stages))
+    assert finding.status == "warning"
+    assert "the teacher of stage align_large was never trained" in finding.text
+    assert "stage tune" not in finding.text
+
+
+def test_training_says_that_a_teacher_was_never_trained_and_goes_on(build, caplog):
+    recipe, tokenizer, method, datasets = build({"stages": [stage_of("tune")]})
+    refuse_unsound(recipe, tokenizer, method, datasets)
+    assert "the teacher of stage tune was never trained: the large model has no pretrained weights" in caplog.text
 
 
 def test_the_command_prints_json_alone_and_its_exit_code_tells(tmp_path, monkeypatch, capsys):

@@ -13,10 +13,13 @@ from limbeck.doctor import refuse_unsound, texts
 from limbeck.doctor.agreement import check_agreement
 from limbeck.doctor.finding import tried
 from limbeck.doctor.gradients import check_gradients
-from limbeck.doctor.memory import Layers, Need, check_memory, need_of, optimizer_bytes
+from limbeck.doctor.memory import Layers, Need, check_memory, need_of, optimizer_bytes, state_bytes
+from limbeck.doctor.speed import planned_steps
 from limbeck.doctor.texts import check_picture, check_vocabulary
 from limbeck.doctor.weights import Pretrained, check_weights, fresh_config
 from limbeck.method import Loss, Method, Stage
+from limbeck.models.duet import Duet
+from limbeck.models.duet_scales import paper_config
 
 CPU = torch.device("cpu")
 LAST = {"stages": [{"name": "tune", "kind": "tune", "data": CAPTIONS}]}
@@ -334,3 +337,58 @@ def test_the_largest_micro_batch_leaves_a_tenth_free(tmp_path):
     assert finding.figures["tune"]["largest_micro_batch"] == {"card": 40, "larger": 130}
     assert finding.status == "warning"
     assert "do not fit on card: 41 in tune" in finding.text
+
+
+ZERO_2 = {"bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2}}
+
+
+def under_deepspeed(tmp_path, section, **values):
+    """TrainingArguments with a section that they take only where deepspeed is installed."""
+    settings = arguments(tmp_path, **values)
+    settings.deepspeed = section
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("section", "bf16", "sizes"),
+    [
+        (None, True, (40, 40, 80)),
+        (ZERO_2, True, (20, 20, 120)),
+        (ZERO_2, False, (40, 40, 80)),
+        ({"bf16": {"enabled": True}}, False, (20, 20, 120)),
+    ],
+)
+def test_deepspeed_in_half_precision_keeps_what_trains_once_more(tmp_path, section, bf16, sizes):
+    model = nn.Linear(10, 1, bias=False)
+    settings = under_deepspeed(tmp_path, section, bf16=bf16)
+    assert state_bytes(model, list(model.parameters()), settings) == sizes
+
+
+@pytest.mark.parametrize(
+    ("stage", "sizes"), [(0, (80, 80, 480)), (1, (80, 80, 60)), (2, (80, 10, 60)), (3, (10, 10, 60))]
+)
+def test_zero_divides_among_processes_by_its_stage(tmp_path, stage, sizes):
+    need = Need(weights=80, gradients=80, optimizer=480, once=100, row=10)
+    settings = under_deepspeed(tmp_path, {"zero_optimization": {"stage": stage}})
+    finding = check_memory({"tune": need}, {"tune": settings}, {"tune": 7}, {"card": 1000}, "card", "here", 8)
+    found = finding.figures["tune"]
+    assert (found["weights"], found["gradients"], found["optimizer"], found["activations"]) == (*sizes, 100)
+    assert found["largest_micro_batch"] == {"card": (900 - sum(sizes) - 100) // 10}
+    assert ("each of 8 processes" in finding.text) == bool(stage)
+
+
+def test_the_papers_duet_is_tuned_on_8_cards_of_80_gib(tmp_path):
+    with torch.device("meta"):
+        duet = Duet(paper_config())
+    trained = [weight for name, weight in duet.named_parameters() if not name.startswith(("tiny.eye.", "tiny.table."))]
+    weights, gradients, optimizer = state_bytes(duet, trained, under_deepspeed(tmp_path, ZERO_2, bf16=True))
+    need = Need(weights=weights, gradients=gradients, optimizer=optimizer, once=0, row=0).shared(2, 8)
+    assert weights == pytest.approx(14.7e9, rel=0.02)
+    assert (need.weights, need.gradients) == (weights, gradients // 8)
+    assert need.optimizer == pytest.approx(10.4e9, rel=0.02)
+    assert need.fixed < 0.4 * 80 * 2**30
+
+
+def test_processes_share_an_epochs_steps(tmp_path):
+    settings = arguments(tmp_path, per_device_train_batch_size=4, num_train_epochs=2, dataloader_drop_last=True)
+    assert [planned_steps(settings, 96, processes) for processes in (1, 8)] == [48, 6]

@@ -194,7 +194,7 @@ def test_on_policy_answers_are_the_students_own(kind):
     loss = method(batch)
     loss.total.backward()
     torch.manual_seed(3)
-    ids, mask, labels = method._sample(batch)
+    ids, mask, labels = method._sample(batch, method.duet.tiny.see(batch["pixel_values"]))
     assert mask.equal(mask.sort(dim=1, descending=True).values)
     for row in range(len(ids)):
         answer = labels[row][labels[row] != IGNORE]

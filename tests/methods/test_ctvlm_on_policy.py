@@ -37,6 +37,25 @@ def test_a_split_step_is_a_whole_step(kind):
         torch.testing.assert_close(sum(part[name] for part in parts), value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "on_policy", "passes"),
+    [
+        ("language", False, 0),
+        ("align_tiny", False, 1),
+        ("align_large", False, 1),
+        ("align_large", True, 1),
+        ("tune", False, 1),
+        ("tune", True, 1),
+    ],
+)
+def test_the_eye_runs_once_a_batch_whatever_reads_the_picture(kind, on_policy, passes):
+    method = make_sampling(kind) if on_policy else make_ctvlm(make_stage(kind))
+    seen = []
+    method.duet.tiny.eye.register_forward_hook(lambda _eye, _given, _output: seen.append(1))
+    method(with_counts(make_conversations(4, asked=kind in ("language", "tune"))))
+    assert len(seen) == passes
+
+
 @pytest.mark.parametrize("kind", ["align_large", "tune"])
 def test_sampling_leaves_what_is_frozen_without_dropout(kind):
     method = make_sampling(kind)
@@ -57,7 +76,7 @@ def test_answers_are_sampled_from_the_whole_distribution(kind):
     said = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        ids, _, labels = method._sample(batch)
+        ids, _, labels = method._sample(batch, method.duet.tiny.see(batch["pixel_values"]))
         said.append(ids[:, 1:][labels[:, :-1] != IGNORE].tolist())
     assert said[0] != said[1], "with the models' own settings there would be one answer alone"
 

@@ -2,10 +2,12 @@
 
 import json
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
-from tiny_methods import FAMILIES, counted, make_batch, make_method, make_model
+from tiny_methods import FAMILIES, counted, gradients, make_batch, make_method, make_model
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from limbeck.losses.hidden import effective_rank
 from limbeck.method import Stage
@@ -14,6 +16,7 @@ from limbeck.methods.projection import HiddenMap
 from limbeck.methods.weights import expand_weights
 from limbeck.models.blip import Blip
 from limbeck.models.fusion import FusionConfig, FusionVLM
+from limbeck.models.vision import VisionBlock
 
 OBJECTIVES = {
     "blip": {"contrastive", "matching", "language", "answer"},
@@ -255,9 +258,33 @@ def test_hard_negatives_reach_the_teacher_only_where_asked(monkeypatch):
     assert rows == {False: 4, True: 12}
 
 
+def test_a_fused_term_is_a_mean_over_negatives_too():
+    """Pairs that are all alike have negatives like themselves, so the mean is the same with and without them."""
+    one = make_batch(1)
+    names = ("pixel_values", "input_ids", "attention_mask")
+    batch = {**make_batch(4), **{name: one[name].expand(4, *one[name].shape[1:]) for name in names}}
+    weights = {"matching": 1.0, "hidden/fused": 1.0, "attention/fused": 1.0}
+    alone, both = (make_method(weights=weights, kd_negatives=seen)(counted(batch)).terms for seen in (False, True))
+    for name in ("hidden/fused", "attention/fused/self", "attention/fused/cross"):
+        assert alone[name].item() == pytest.approx(both[name].item(), rel=1e-5), name
+
+
 def test_negatives_for_the_teacher_must_be_of_this_process():
     with pytest.raises(ValueError, match=r"kd_negatives.*negatives: rank"):
         DLIPConfig.model_validate({"kd_negatives": True, "vlp": {"contrastive": {"negatives": "all"}}})
+
+
+@pytest.mark.parametrize("kind", ["student", "paper_frozen", "paper"])
+def test_hidden_maps_multiply_in_full_precision_under_autocast(kind):
+    torch.manual_seed(0)
+    mapping = HiddenMap(32, 48, kind)
+    teacher, student = torch.randn(2, 5, 48), torch.randn(2, 5, 32)
+    wanted = mapping(teacher, student)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mapping(teacher, student)
+    for full, half in zip(wanted, found, strict=True):
+        assert half.dtype == torch.float32
+        assert torch.equal(full, half)
 
 
 @pytest.mark.parametrize("kind", ["student", "paper_frozen", "paper"])
@@ -293,6 +320,73 @@ def test_both_maps_learnt_log_their_rank_and_warn_when_it_falls(caplog):
     assert "hidden/image" in caplog.text
     method.begin_step(1)
     assert "effective_rank/image" not in method(counted(make_batch(8))).state
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("weights", [{}, {"contrastive": 1.0, "hidden": 1.0}])
+def test_checkpointing_gives_the_same_losses_and_gradients(family, weights):
+    method, batch = make_method(family, weights=weights, dropout=0.2), counted(make_batch(6))
+    queues = deepcopy(method.objective.state_dict())
+
+    def step():
+        torch.manual_seed(5)
+        method.objective.load_state_dict(queues)
+        method.zero_grad()
+        loss = method(batch)
+        loss.total.backward()
+        return {name: term.detach() for name, term in loss.terms.items()}, gradients(method)
+
+    terms, plain = step()
+    method.activation_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    layers = [module for module in method.student.modules() if isinstance(module, VisionBlock | CLIPEncoderLayer)]
+    hooks = [part.register_forward_pre_hook(lambda *_: calls.append(1)) for each in layers for part in each.children()]
+    again, found = step()
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) >= 2 * len(layers), "layers are computed twice"
+    assert terms.keys() == again.keys()
+    assert plain.keys() == found.keys()
+    for name, term in terms.items():
+        torch.testing.assert_close(again[name], term)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_keeps_less(family):
+    """What autograd keeps of a batch beside weights, each storage once."""
+    method, batch = make_method(family, dropout=0.1), counted(make_batch(8))
+
+    def kept():
+        seen = {x.untyped_storage().data_ptr(): 0 for x in (*method.parameters(), *method.buffers())}
+
+        def pack(tensor):
+            seen.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = method(batch)
+        assert torch.isfinite(loss.total)
+        return sum(seen.values())
+
+    before = kept()
+    method.gradient_checkpointing_enable()
+    assert kept() < 0.7 * before
+
+
+def test_checkpointing_that_would_lose_a_gradient_or_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="use_reentrant"):
+        make_method().activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="offload"):
+        make_method().activation_checkpointing_enable(offload=True)
+
+
+def test_only_every_nth_layer_is_computed_again_where_so_asked():
+    method = make_method()
+    method.activation_checkpointing_enable(every_n_layers=2)
+    assert [layer.gradient_checkpointing for layer in method.student.vision.blocks] == [True, False]
+    assert not any(layer.gradient_checkpointing for layer in method.teacher.vision.blocks)
 
 
 def test_effective_rank_counts_directions():

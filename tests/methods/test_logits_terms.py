@@ -5,10 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from tiny_methods import counted, make_batch, make_method, make_model, rows_of
+from torch.nn import functional
 
 from limbeck.method import Stage
+from limbeck.methods import logits as logits_module
 from limbeck.methods.dlip import DLIP, DLIPConfig
 from limbeck.methods.logits import LogitsConfig
+from limbeck.types import Signals
 
 SITES = ("contrastive", "matching", "language", "answer")
 
@@ -85,6 +88,21 @@ def test_the_contrastive_term_compares_similarities_both_ways():
         ]
         found = method(batch).terms["logits/contrastive"]
     torch.testing.assert_close(found, sum(expected) / 2)
+
+
+def test_similarities_are_in_full_precision_under_autocast():
+    torch.manual_seed(0)
+    method = soft_method("clip")
+    signals = {
+        name: Signals(output=functional.normalize(torch.randn(6, 16), dim=1), hidden=torch.zeros(6, 1, 1))
+        for name in ("image", "text")
+    }
+    full = logits_module._similarities(method.student, signals)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = logits_module._similarities(method.student, signals)
+    for one, other in zip(full, half, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
 
 
 def test_split_into_micro_batches_the_word_terms_are_the_same():

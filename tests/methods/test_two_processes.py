@@ -17,6 +17,7 @@ CASES = {
         "vlp": {"contrastive": {"queue_size": 12, "targets": "picture"}},
     },
     "clip": {"family": "clip", "vlp": {"contrastive": {"momentum": None, "queue_size": 0}}},
+    "masked": {"family": "albef", "teacher": False, "weights": {"masked_language": 1.0}},
     "negatives": {
         "family": "blip",
         "teacher": False,

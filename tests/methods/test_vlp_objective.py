@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from tiny_methods import CLS, PAD, SEP, counted, make_batch, make_method, make_model
+from tiny_methods import CLS, MASK, PAD, SEP, counted, gradients, make_batch, make_method, make_model, rows_of
 from torch.nn import functional
 
+from limbeck.method import Stage
+from limbeck.methods import vlp
 from limbeck.methods.vlp import ContrastiveConfig, VLPConfig, VLPObjective, next_tokens
 from limbeck.types import IGNORE
 
@@ -118,7 +120,7 @@ def test_next_tokens_by_hand():
     assert ids[0, 0] == CLS, "the input stays as it was"
 
 
-def test_masked_language_hides_words_only_and_weighs_by_the_share_of_pairs(monkeypatch):
+def test_masked_language_hides_words_by_their_own_draws_and_divides_by_how_many_are_expected(monkeypatch):
     method = make_method("albef", teacher=False, weights={"masked_language": 1.0}, vlp={"mask_probability": 0.5})
     shown = []
     original = method.student.fill
@@ -129,15 +131,53 @@ def test_masked_language_hides_words_only_and_weighs_by_the_share_of_pairs(monke
 
     monkeypatch.setattr(method.student, "fill", spy)
     batch = make_batch(8)
-    torch.manual_seed(0)
-    whole = method(counted(batch)).terms["masked_language"]
-    words = batch["attention_mask"] & (batch["input_ids"] != SEP) & (batch["input_ids"] != CLS)
-    changed = shown[0] != batch["input_ids"]
-    assert changed.any()
-    assert not (changed & ~words).any()
-    torch.manual_seed(0)
-    half = method(counted(batch, whole=make_batch(16))).terms["masked_language"]
-    assert float(half) == pytest.approx(float(whole) / 2)
+    term = method(counted(batch)).terms["masked_language"]
+    ids, (whether, how) = batch["input_ids"], batch["draws"].unbind(-1)
+    words = batch["attention_mask"] & (ids != SEP) & (ids != CLS)
+    hidden = words & (whether < 0.5)
+    assert torch.equal(shown[0] == MASK, hidden & (how < 0.8))
+    assert torch.equal(shown[0][~hidden], ids[~hidden])
+    assert torch.equal(shown[0][how < 0.9], torch.where(hidden & (how < 0.8), MASK, ids)[how < 0.9])
+    other = shown[0][hidden & (how >= 0.9)]
+    assert len(other) > 1
+    assert not torch.equal(other, ids[hidden & (how >= 0.9)])
+    with torch.no_grad():
+        student = method.student
+        memory = student.image_memory(student.encode_image(batch["pixel_values"]))
+        logits = original(memory, shown[0], batch["attention_mask"]).output
+    losses = functional.cross_entropy(logits[hidden].double(), ids[hidden], reduction="sum")
+    assert float(term) == pytest.approx(float(losses) / (0.5 * int(words.sum())), rel=1e-5)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.9, 1.0])
+def test_a_random_word_is_of_the_vocabulary_to_its_ends(monkeypatch, draw):
+    method = make_method("albef", teacher=False, weights={"masked_language": 1.0})
+    shown = []
+    original = method.student.fill
+    monkeypatch.setattr(
+        method.student, "fill", lambda memory, ids, mask: shown.append(ids) or original(memory, ids, mask)
+    )
+    batch = make_batch(2)
+    batch["draws"] = torch.tensor([0.0, draw]).expand(2, 9, 2)
+    method(counted(batch))
+    assert shown[0][0, 1] == {0.0: MASK, 0.9: 0, 1.0: 59}[draw]
+
+
+def test_masked_language_is_the_same_however_the_step_is_split():
+    method = make_method("albef", teacher=False, weights={"masked_language": 1.0})
+    whole = make_batch(8)
+
+    def step(parts):
+        method.zero_grad()
+        losses = [method(counted(part, whole)).total for part in parts]
+        torch.stack(losses).sum().backward()
+        return sum(loss.item() for loss in losses), gradients(method)
+
+    wanted, plain = step([whole])
+    found, split = step([rows_of(whole, 0, 1), rows_of(whole, 1, 3), rows_of(whole, 3, 8)])
+    assert found == pytest.approx(wanted, rel=1e-5)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(split[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_momentum_encoder_keeps_its_share_of_itself():
@@ -158,6 +198,64 @@ def test_the_momentum_encoder_rests_where_nothing_needs_it():
         method.student.image_head.bias.add_(1.0)
     method.begin_step(1)
     assert torch.equal(method.objective.momentum.image_head.bias, before)
+
+
+def test_after_a_rest_the_momentum_encoder_starts_where_the_student_is():
+    method = make_method(teacher=False)
+    method.plan = tuple(
+        Stage(name=name, trainable=(), weights={term: 1.0})
+        for name, term in (("write", "language"), ("contrast", "contrastive"), ("match", "matching"))
+    )
+    stages, momentum = method.stages(), method.objective.momentum.image_head.bias
+    for wanted in ("as it was", "the student's", "as it was"):
+        before = momentum.clone()
+        method.begin_stage(next(stages), 10)
+        assert torch.equal(momentum, before if wanted == "as it was" else method.student.image_head.bias), wanted
+        with torch.no_grad():
+            method.student.image_head.bias.add_(1.0)
+
+
+def test_the_log_says_how_full_the_queue_is_and_how_far_the_momentum_encoder_lags():
+    method = make_method(teacher=False, weights={"contrastive": 1.0})
+    leader = torch.cat([p.detach().flatten() for p in method.student.parameters()])
+    with torch.no_grad():
+        for parameter in method.objective.momentum.parameters():
+            parameter.mul_(0.9)
+    filled = []
+    for step in (100, 101, 102):
+        method.begin_step(step)
+        state = method(counted(make_batch(5, step))).state
+        filled.append(float(state["queue"]))
+        assert ("momentum_lag" in state) == (step == 100)
+        if step == 100:
+            follower = torch.cat([p.flatten() for p in method.objective.momentum.parameters()])
+            wanted = (follower - leader).norm() / leader.norm()
+            assert float(state["momentum_lag"]) == pytest.approx(float(wanted), rel=1e-4)
+    assert filled == pytest.approx([5 / 12, 10 / 12, 1])
+
+
+def test_the_log_says_nothing_of_a_queue_that_rests():
+    state = make_method(teacher=False, weights={"language": 1.0})(counted(make_batch(4))).state
+    assert not {"queue", "momentum_lag"} & state.keys()
+
+
+def test_negatives_are_drawn_by_similarities_in_full_precision_under_autocast(monkeypatch):
+    seen = []
+    original = vlp.hard_negatives
+    monkeypatch.setattr(vlp, "hard_negatives", lambda x, *a, **k: seen.append(x) or original(x, *a, **k))
+    method = make_method(
+        teacher=False, weights={"matching": 1.0}, vlp={"contrastive": {"momentum": None, "queue_size": 0}}
+    )
+    batch, outputs = counted(make_batch(6)), []
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(method.student, name)
+        monkeypatch.setattr(method.student, name, lambda *a, _e=encode, **k: outputs.append(_e(*a, **k)) or outputs[-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        method(batch)
+    image, text = (signals.output.detach() for signals in outputs)
+    temperature = method.student.temperature.detach()
+    torch.testing.assert_close(seen[0], text @ image.T / temperature, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[1], image @ text.T / temperature, rtol=1e-5, atol=1e-5)
 
 
 def test_the_momentum_encoder_has_no_dropout():

@@ -73,6 +73,7 @@ def make_batch(size: int, seed: int = 0, pictures: Sequence[int] | None = None) 
         answer_mask=answer_mask,
         answer_question=answered,
         answer_weight=torch.tensor([1.0 if row % 2 == 0 else 0.5 for row in answered.tolist()]),
+        draws=torch.rand(size, 9, 2, generator=generator),
     )
 
 
@@ -92,6 +93,7 @@ def rows_of(batch: Batch, start: int, end: int) -> Batch:
         answer_mask=batch["answer_mask"][answers],
         answer_question=batch["answer_question"][answers] - start,
         answer_weight=batch["answer_weight"][answers],
+        draws=batch["draws"][asked],
     )
 
 
@@ -106,10 +108,11 @@ def make_method(
     teacher: bool = True,
     weights: Mapping[str, float] | None = None,
     vlp: Mapping[str, object] | None = None,
+    dropout: float = 0.0,
     **config: object,
 ) -> DLIP:
     """A method in its first step, ready for `forward`; the teacher is wider and has more heads."""
-    student = make_model(family, seed=0)
+    student = make_model(family, seed=0, dropout=dropout)
     other = make_model(family, seed=1, width=48, heads=4) if teacher else None
     objective = {"contrastive": {"queue_size": 12}, "mask_token_id": MASK, **(vlp or {})}
     torch.manual_seed(2)

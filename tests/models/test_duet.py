@@ -277,6 +277,11 @@ def test_generation_options() -> None:
         torch.manual_seed(0)
         drawn.append(model.generate(ids, pixels(2), mask, max_new_tokens=4, do_sample=True, num_return_sequences=3))
     assert len(drawn[0]) == 6
+    greedy = [
+        model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False, **seen)
+        for seen in ({"pixel_values": pixels(2)}, {"image": model.tiny.see(pixels(2))})
+    ]
+    assert greedy[0].tolist() == greedy[1].tolist()
     assert drawn[0].tolist() == drawn[1].tolist()
     text = torch.tensor([[BOS, 5, 6, 7]])
     plain = model.large.generate(text, max_new_tokens=3, do_sample=False)

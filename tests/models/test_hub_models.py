@@ -58,3 +58,10 @@ def test_what_looks_like_a_path_is_one(path, monkeypatch):
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(FileNotFoundError, match="no such model folder or file"):
         load_model(path)
+
+
+def test_a_model_that_comes_with_limbeck_is_found_by_its_name():
+    folder = local_model("limbeck:quickstart_teacher")
+    assert (folder / "model.safetensors").is_file()
+    with pytest.raises(FileNotFoundError, match=r"limbeck:teacher: no such model comes with limbeck.*comd_teacher"):
+        local_model("limbeck:teacher")

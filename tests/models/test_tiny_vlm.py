@@ -215,7 +215,7 @@ def test_a_decoding_loop_of_ones_own_matches_one_pass(fusion: str) -> None:
     tiny = model("llama", fusion=fusion)
     ids, _ = conversation(2, 3, 2)
     ids = ids[None]
-    picture = tiny.look(pixels(1))
+    picture = tiny.look(tiny.see(pixels(1)))
     whole = tiny(input_ids=ids, pixel_values=pixels(1)).logits
     out = tiny(input_ids=ids[:, :-2], picture=picture, use_cache=True)
     torch.testing.assert_close(out.logits, whole[:, :-2])

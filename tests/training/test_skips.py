@@ -48,6 +48,16 @@ def test_a_broken_picture_is_left_out_and_listed_once(write_recipe, pictures):
     assert len((run / "log.jsonl").read_text().splitlines()) == 6
 
 
+def test_batches_of_one_pass_over_a_broken_picture(write_recipe, pictures):
+    settings = changes(pictures, 0.05)
+    settings["training"] |= {"per_device_train_batch_size": 1, "max_steps": 24, "logging_steps": 24}
+    settings["stages"] = [{"weights": {"language": 1.0}}]
+    run = run_recipe(load_recipe(str(write_recipe(pictures / "recipe", settings))))
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [24]
+    [entry] = (run / "skipped.jsonl").read_text().splitlines()
+    assert "7.png" in entry
+
+
 def test_past_the_limit_the_command_stops_and_says_so(write_recipe, pictures):
     path = write_recipe(pictures / "recipe", changes(pictures, 0.01))
     command = [sys.executable, "-m", "limbeck.cli", "train", str(path)]

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from limbeck.assemble.dlip import build_method, build_pairs, build_student, build_teacher, open_data, open_tokenizer
@@ -16,8 +18,9 @@ from limbeck.models.load import load_model
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
 from limbeck.training.meter import Meter
-from limbeck.training.run import TrainingData, run_stages
+from limbeck.training.run import TrainingData, run_stages, training_arguments
 from limbeck.training.skips import SkipLog
+from limbeck.training.trainer import StageTrainer
 
 
 class Gradients(TrainerCallback):
@@ -54,6 +57,22 @@ def train(path: Path, overrides: Sequence[str] = (), callbacks: Sequence[Trainer
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (["clearml"], ["tensorboard", "clearml"]),
+        ("clearml", ["tensorboard", "clearml"]),
+        (["clearml", "tensorboard"], ["tensorboard", "clearml"]),
+        ([], []),
+        ("none", []),
+        (None, []),
+    ],
+)
+def test_tensorboard_stays_beside_what_a_recipe_reports_to(tmp_path, chosen, expected):
+    assert training_arguments(tmp_path, 0, {"report_to": chosen}).report_to == expected
+    assert "tensorboard" in training_arguments(tmp_path, 0, {"report_to": "all"}).report_to
+
+
 def test_accumulating_micro_batches_changes_no_gradient(write_recipe, tmp_path):
     weights = {"language": 1.0, "answer": 1.0, "hidden": 1.0, "attention": 1000.0}
     lines, found = [], []
@@ -72,6 +91,75 @@ def test_accumulating_micro_batches_changes_no_gradient(write_recipe, tmp_path):
         assert gradients.keys() == found[0].keys()
         for name, gradient in gradients.items():
             assert (gradient - found[0][name]).abs().max() <= 1e-4 * found[0][name].abs().max() + 1e-6, name
+
+
+def test_accumulating_micro_batches_hides_the_same_words(write_recipe, tmp_path):
+    lines, found = [], []
+    for name, size, steps in (("whole", 8, 1), ("halves", 4, 2), ("quarters", 2, 4)):
+        changes = {
+            "student": {"family": "albef", "text": {"fusion_layers": 1}},
+            "dlip": {"vlp": {"mask_token_id": 4}},
+            "stages": [{"name": "pretrain", "weights": {"masked_language": 1.0}}],
+            "training": {"max_steps": 2, "per_device_train_batch_size": size, "gradient_accumulation_steps": steps},
+        }
+        gradients = Gradients()
+        lines.append(train(write_recipe(tmp_path / name, changes), callbacks=[gradients]))
+        found.append(gradients.found)
+    for split, gradients in zip(lines[1:], found[1:]):
+        for line, whole in zip(split, lines[0]):
+            assert line["terms"] == pytest.approx(whole["terms"], rel=1e-4)
+        for name, gradient in gradients.items():
+            assert (gradient - found[0][name]).abs().max() <= 1e-4 * found[0][name].abs().max() + 1e-6, name
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_checkpointed_layers_train_to_the_same_weights(write_recipe, tmp_path):
+    """Dropout, several backward passes for the shares of the gradient, and accumulation included."""
+    lines, weights = [], []
+    for checkpointing in (False, True):
+        changes = {
+            "student": {"text": {"dropout": 0.1}},
+            "training": {"gradient_checkpointing": checkpointing, "gradient_accumulation_steps": 2},
+            "gradient_share_steps": 2,
+        }
+        folder = tmp_path / str(checkpointing)
+        lines.append(train(write_recipe(folder, changes, teacher=True)))
+        weights.append(load_file(folder / "run" / "stages" / "pretrain" / "model.safetensors"))
+    for plain, line in zip(*lines):
+        assert line["terms"] == pytest.approx(plain["terms"], rel=1e-5)
+        if "gradient_share" in plain:
+            assert line["gradient_share"] == pytest.approx(plain["gradient_share"], rel=1e-4)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "words", "flash"), [(88, 20, False), (96, 20, True), (32, 200, True), (0, 20, False)])
+def test_bfloat16_on_a_cpu_forms_attention_maps_over_few_tokens_alone(side, words, flash):
+    """Patches of 8 pixels: 121 tokens at 88 pixels, 144 at 96; of no picture where the side is 0."""
+    args = SimpleNamespace(device=torch.device("cpu"), bf16=True)
+    trainer: Any = SimpleNamespace(args=args, method=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8)))
+    batch = {"input_ids": torch.zeros(2, words)} | ({"pixel_values": torch.zeros(2, 3, side, side)} if side else {})
+    with StageTrainer._attention(trainer, batch):
+        assert torch.backends.cuda.flash_sdp_enabled() == flash
+        assert torch.backends.cuda.math_sdp_enabled()
+    args.bf16 = False
+    with StageTrainer._attention(trainer, batch):
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_weight_decay_leaves_norms_biases_and_temperatures_alone(write_recipe, tmp_path):
+    decayed: dict[str, bool] = {}
+
+    class Decay(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+            names = {id(weight): name for name, weight in model.named_parameters()}
+            for group in optimizer.param_groups:
+                decayed.update({names[id(weight)]: group["weight_decay"] > 0 for weight in group["params"]})
+
+    train(write_recipe(), [f"output={tmp_path / 'run'}", "training.weight_decay=0.05"], [Decay()])
+    assert not decayed["student.temperature"]
+    assert decayed["student.image_head.weight"]
+    assert not any(decays for name, decays in decayed.items() if name.endswith(".bias") or "norm" in name)
 
 
 def test_an_epoch_may_end_with_fewer_micro_batches(write_recipe, tmp_path):

@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from limbeck.assemble.shared import shipped
 from limbeck.assemble.writers import (
     accepted,
     compare_tokenizer,
@@ -90,7 +89,7 @@ def build_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource])
     """
     torch.manual_seed(recipe.seed)
     folder, config = recipe.student.folder, last_chat(recipe)
-    student = _new_student(recipe, sources) if folder is None else _student_of(local_model(shipped(folder)))
+    student = _new_student(recipe, sources) if folder is None else _student_of(local_model(folder))
     if student.is_new or config is not None:
         chat = cast(Chat, student.chat(config))
         student.processor.chat_template = chat.jinja
@@ -233,7 +232,7 @@ class RoleModels:
         if key not in self._writers:
             dtype = role.dtype if role.dtype == "auto" else getattr(torch, role.dtype)
             try:
-                model = GenerativeModel.from_folder(shipped(role.folder), device=device_here(), dtype=dtype)
+                model = GenerativeModel.from_folder(role.folder, device=device_here(), dtype=dtype)
             except (ValueError, OSError) as error:
                 raise RecipeError(f"a role's model: {error}") from None
             self._writers[key] = model

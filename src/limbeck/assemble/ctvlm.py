@@ -46,7 +46,8 @@ def build_dialogues(
     eye, built, datasets = duet.config.tiny_part.eye_part, {}, {}
     transform, limits = TransformConfig(size=eye.image_size), limits_of(duet.config)
     for stage in recipe.stages:
-        key = repr((stage.data, stage.chat))
+        pictures = stage.kind != "language"
+        key = repr((stage.data, stage.chat, pictures))
         if key not in built:
             chat, tokens = Chat(tokenizer, stage.chat), duet.config.tiny_part.image_tokens
             built[key] = Dialogues(
@@ -58,6 +59,7 @@ def build_dialogues(
                 seed=recipe.seed,
                 limits=limits,
                 normalization=eye_normalization(recipe.duet.eye),
+                pictures=pictures,
             )
         datasets[stage.name] = built[key]
     return datasets

@@ -10,7 +10,6 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from limbeck.assemble.shared import shipped
 from limbeck.config import Section
 from limbeck.data.dataset import Pairs
 from limbeck.data.encoding import texts_of
@@ -28,6 +27,7 @@ from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.convert import convert
 from limbeck.models.files import listed
 from limbeck.models.fusion import FusionConfig
+from limbeck.models.hub import local_model
 from limbeck.models.inherit import TowerName, inherit_tower, load_tower
 from limbeck.models.load import load_model
 from limbeck.models.med import TextConfig
@@ -51,7 +51,8 @@ def open_tokenizer(recipe: DLIPRecipe, source: Source | None) -> PreTrainedToken
     """The recipe's tokenizer; a `wordpiece` one is trained on the texts of `source`."""
     config = recipe.tokenizer
     if isinstance(config, FolderTokenizer):
-        config = config.model_copy(update={"path": shipped(config.path)})
+        with _named("tokenizer.path"):
+            config = config.model_copy(update={"path": str(local_model(config.path))})
     return load_tokenizer(config, None if source is None else texts_of(source.examples))
 
 
@@ -106,7 +107,7 @@ def build_teacher(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast) -> Mod
 def open_teacher(config: TeacherConfig) -> Model:
     """The teacher in full precision, for pictures of the size that the recipe asks for."""
     with _named("teacher.folders"):
-        teacher = load_model(*(shipped(folder) for folder in config.folders))
+        teacher = load_model(*config.folders)
     return teacher if config.image_size is None else refit(teacher, image_size=config.image_size)
 
 
@@ -123,7 +124,7 @@ def build_student(recipe: DLIPRecipe, tokenizer: PreTrainedTokenizerFast, teache
         return student
     assert config.vision is not None
     assert config.text is not None
-    student = _new_student(config, config.vision, config.text, tokenizer)
+    student = _new_student(config, config.vision, config.text, tokenizer, teacher)
     _check_mask(recipe, student, tokenizer)
     origins: dict[TowerName, str] = {"vision": config.initial_vision, "text": config.initial_text}
     for tower, origin in origins.items():
@@ -143,7 +144,9 @@ def build_method(recipe: DLIPRecipe, student: Model, teacher: Model | None) -> D
     size = student.config.vision.image_size
     if recipe.data.transform.size != size:
         raise RecipeError(f"data.transform.size: {recipe.data.transform.size}, but the student's image_size is {size}")
+    _check_length(recipe, "student", student)
     if teacher is not None:
+        _check_length(recipe, "teacher", teacher)
         _check_fit(student, teacher)
     for index, task in enumerate(recipe.export):
         try:
@@ -164,9 +167,13 @@ def build_method(recipe: DLIPRecipe, student: Model, teacher: Model | None) -> D
 
 
 def _new_student(
-    config: StudentConfig, vision: VisionChoice, text: TextChoice, tokenizer: PreTrainedTokenizerFast
+    config: StudentConfig,
+    vision: VisionChoice,
+    text: TextChoice,
+    tokenizer: PreTrainedTokenizerFast,
+    teacher: Model | None,
 ) -> Model:
-    special = SpecialIds.of(tokenizer)
+    """A model of random first weights."""
     with _named("student.vision"):
         vision_config = VisionConfig(
             **_sizes("student.vision", vision, VISION),
@@ -181,17 +188,26 @@ def _new_student(
             max_positions=text.max_positions,
             fusion_layers=text.fusion_layers,
             dropout=text.dropout,
-            pad_token_id=special.pad,
-            sep_token_id=special.sep,
-            dec_token_id=special.dec,
-            enc_token_id=special.enc,
+            **_special_ids("student", config.family, tokenizer),
         )
     parts = {"vision": vision_config, "text": text_config, "embedding": config.embedding}
     with _named("student"):
         if config.family == "clip":
-            return DualEncoder(ClipConfig(**parts))
+            return DualEncoder(_for_slices(ClipConfig(**parts), config, teacher))
         fusion = FusionConfig(family=config.family, answer_decoder=config.answer_decoder, **parts)
         return Blip(fusion) if config.family == "blip" else Albef(fusion)
+
+
+def _for_slices(own: ClipConfig, config: StudentConfig, teacher: Model | None) -> ClipConfig:
+    """A student that starts from slices of a CLIP takes its activation and its norms' epsilon too."""
+    if teacher is None or not isinstance(teacher.config, ClipConfig):
+        return own
+    values, theirs = own.model_dump(), teacher.config.model_dump()
+    for tower, origin in (("vision", config.initial_vision), ("text", config.initial_text)):
+        if origin == "teacher":
+            values[tower]["norm_eps"] = theirs[tower]["norm_eps"]
+            values["activation"] = theirs["activation"]
+    return ClipConfig.model_validate(values)
 
 
 @contextmanager
@@ -219,21 +235,47 @@ def _sizes(where: str, choice: VisionChoice | TextChoice, table) -> dict[str, in
 
 
 def _check_vocabulary(role: str, model: Model, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A model reads ids by its own table: size and special tokens must be the tokenizer's."""
-    text, special = model.config.text, SpecialIds.of(tokenizer)
-    pairs = [
-        ("vocabulary size", text.vocab_size, len(tokenizer)),
-        ("[SEP]", text.sep_token_id, special.sep),
-        ("[PAD]", text.pad_token_id, special.pad),
-        ("[DEC]", text.dec_token_id, special.dec),
-        ("[ENC]", text.enc_token_id, special.enc),
-    ]
+    """A model reads ids by its own table: size and special tokens must be the tokenizer's.
+
+    A CLIP never looks at padding, and knows no [DEC] and no [ENC]: of special tokens only the last must be the same.
+    """
+    family, text = model.config.family, model.config.text
+    special = _special_ids(role, family, tokenizer)
+    names = ["sep_token_id"] if family == "clip" else list(special)
+    pairs = [("vocabulary size", text.vocab_size, len(tokenizer))]
+    pairs += [(name, text.model_dump()[name], special[name]) for name in names]
     for name, own, given in pairs:
         if own != given:
             raise RecipeError(
                 f"{role}: its {name} is {own}, the tokenizer's is {given}; they must be one: "
-                f"tokenizer: {{tokenizer: folder, path: <the {role}'s folder>}} takes its own"
+                f"tokenizer: {{tokenizer: folder, path: <the {role}'s folder>}} takes its own, and student and teacher "
+                "must have the same"
             )
+
+
+def _special_ids(role: str, family: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The tokenizer's special tokens under the names of `TextConfig`."""
+    special = SpecialIds.of(tokenizer)
+    ids = {"pad_token_id": special.pad, "sep_token_id": special.sep}
+    if special.dec is not None and special.enc is not None:
+        return ids | {"dec_token_id": special.dec, "enc_token_id": special.enc}
+    if family != "clip":
+        raise RecipeError(
+            f"{role}: a model of family {family} begins its texts with [DEC] or [ENC], which a CLIP's tokenizer does "
+            "not have; take a BERT-like tokenizer, or models of family clip"
+        )
+    return ids
+
+
+def _check_length(recipe: DLIPRecipe, role: str, model: Model) -> None:
+    """Texts are cut to a number of tokens for which every model must have positions (a published CLIP has 77)."""
+    lengths = {"data.pairs": recipe.data.pairs.max_length}
+    if recipe.evaluation.retrieval is not None:
+        lengths["evaluation.retrieval"] = recipe.evaluation.retrieval.max_length
+    positions = model.config.text.max_positions
+    for where, length in lengths.items():
+        if length > positions:
+            raise RecipeError(f"{where}.max_length: {length}, but the {role} has {positions} positions for a text")
 
 
 def _check_mask(recipe: DLIPRecipe, student: Model, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -263,7 +305,7 @@ def _check_fit(student: Model, teacher: Model) -> None:
 def _continued(folder: str, config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> Model:
     """A trained model to go on with, changed as the recipe asks."""
     with _named("student.folder"):
-        student = load_model(shipped(folder))
+        student = load_model(folder)
     _check_vocabulary("student", student, tokenizer)
     with _named("student"):
         return refit(

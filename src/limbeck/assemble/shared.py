@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
-
-from limbeck.recipe.shared import RecipeError, RunSettings
+from limbeck.recipe.shared import RunSettings
 from limbeck.training.schedule import Schedule, epoch_schedule
-
-ASSETS = Path(str(files("limbeck"))) / "assets"
-
-
-def shipped(folder: str) -> str:
-    """A model folder's path; `limbeck:NAME` is one that comes with the package."""
-    kind, _, name = folder.partition(":")
-    if kind != "limbeck":
-        return folder
-    if not (ASSETS / name / "config.json").is_file():
-        choices = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
-        raise RecipeError(f"{folder}: no such model comes with limbeck; there are {', '.join(choices)}")
-    return str(ASSETS / name)
 
 
 def build_schedule(recipe: RunSettings) -> Schedule | None:

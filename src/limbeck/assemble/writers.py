@@ -9,7 +9,6 @@ from pathlib import Path
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from limbeck.assemble.shared import shipped
 from limbeck.data.conversation_sources import ConversationSourceConfig, load_conversations
 from limbeck.data.conversations import IMAGE, ConversationSource
 from limbeck.data.decoder_tokenizer import (
@@ -24,7 +23,7 @@ from limbeck.data.normalization import CLIP, Normalization, read_normalization
 from limbeck.models.duet_build import check_same_tokenizer
 from limbeck.models.eyes import eye_of
 from limbeck.models.files import CONFIG, read_model_type
-from limbeck.models.hub import local_model
+from limbeck.models.hub import local_model, shipped
 from limbeck.recipe.shared import RecipeError
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
 

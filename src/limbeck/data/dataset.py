@@ -9,8 +9,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, replace
 from typing import Literal, NotRequired
 
 import numpy as np
@@ -25,6 +24,7 @@ from limbeck.config import Section
 from limbeck.data.encoding import CHUNK, Encoder
 from limbeck.data.examples import BrokenImage, DataError, Skipped, Source, number_of
 from limbeck.data.normalization import CLIP, Normalization
+from limbeck.data.substitutes import whole_item
 from limbeck.data.tokenizer import SpecialIds
 from limbeck.data.transform import TransformConfig, clean_answer, clean_caption, transform
 from limbeck.types import Batch
@@ -72,12 +72,17 @@ class Item:
     caption: np.ndarray
     """int32 [T]"""
     questions: tuple[Asked, ...]
+    draws: np.ndarray
+    """float32 [T, 2], uniform in [0, 1)"""
+    skipped: tuple[Skipped, ...] = ()
+    """what was broken where this item stands in its place"""
 
 
-class Pairs(Dataset[Item | Skipped]):
+class Pairs(Dataset[Item]):
     """Encoded examples by index or (index, epoch). Texts are encoded once, at the start.
 
-    An item whose picture does not decode is a `Skipped`; `collate` puts another in its place and reports it.
+    Another item, drawn by seed, epoch and index, takes the place of one whose picture does not decode, and carries it
+    along as `skipped`.
     """
 
     def __init__(
@@ -108,10 +113,15 @@ class Pairs(Dataset[Item | Skipped]):
     def __len__(self) -> int:
         return len(self._captions) if self.config.captions == "all" else len(self.source.examples)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Item | Skipped:
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
         index, epoch = (key, 0) if isinstance(key, int) else key
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
+        chance = f"{self.seed}/{epoch}/{index}"
+        item, skipped = whole_item(lambda each: self._item(each, epoch), index, len(self), chance)
+        return replace(item, skipped=skipped) if skipped else item
+
+    def _item(self, index: int, epoch: int) -> Item | Skipped:
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
         if self.config.captions == "all":
             caption = index
@@ -127,6 +137,7 @@ class Pairs(Dataset[Item | Skipped]):
             image_id=int(self._image_ids[index]),
             caption=self._captions[caption],
             questions=self._ask(index, rng),
+            draws=np.array([(rng.random(), rng.random()) for _ in self._captions[caption]], np.float32),
         )
 
     def fingerprint(self) -> str:
@@ -201,31 +212,24 @@ class Pairs(Dataset[Item | Skipped]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Items to a batch: pads texts to the longest, normalises pictures, leaves out what is broken and reports it.
-
-    Another item of the batch takes a broken one's place, so that every process brings equally many rows.
-    """
+    """Items to a batch: pads texts to the longest, normalises pictures, reports what was broken."""
 
     pad: int
     with_questions: bool = False
 
-    def __call__(self, items: Sequence[Item | Skipped]) -> LoadedBatch:
-        """The batch. Raises DataError where not one picture of it decodes."""
-        skipped = [item for item in items if isinstance(item, Skipped)]
-        whole = [item for item in items if isinstance(item, Item)]
-        if not whole:
-            raise DataError("not one picture of a batch decodes:\n" + "\n".join(f"  {item}" for item in skipped[:10]))
-        spare = cycle(whole)
-        kept = [item if isinstance(item, Item) else next(spare) for item in items]
-        input_ids, attention_mask = self._padded([item.caption for item in kept])
+    def __call__(self, items: Sequence[Item]) -> LoadedBatch:
+        input_ids, attention_mask = self._padded([item.caption for item in items])
+        draws = torch.zeros(*attention_mask.shape, 2)
+        draws[attention_mask] = torch.from_numpy(np.concatenate([item.draws for item in items]))
         batch = LoadedBatch(
-            pixel_values=normalize(torch.from_numpy(np.stack([item.image for item in kept]))),
+            pixel_values=normalize(torch.from_numpy(np.stack([item.image for item in items]))),
             input_ids=input_ids,
             attention_mask=attention_mask,
-            image_id=torch.tensor([item.image_id for item in kept]),
+            image_id=torch.tensor([item.image_id for item in items]),
+            draws=draws,
         )
         if self.with_questions:
-            asked = [(row, asked) for row, item in enumerate(kept) for asked in item.questions]
+            asked = [(row, asked) for row, item in enumerate(items) for asked in item.questions]
             batch["question_ids"], batch["question_mask"] = self._padded([question.ids for _, question in asked])
             batch["question_image"] = torch.tensor([row for row, _ in asked], dtype=torch.long)
             answers = [
@@ -236,7 +240,7 @@ class Collator:
             batch["answer_ids"], batch["answer_mask"] = self._padded([ids for _, ids, _ in answers])
             batch["answer_question"] = torch.tensor([row for row, _, _ in answers], dtype=torch.long)
             batch["answer_weight"] = torch.tensor([weight for _, _, weight in answers], dtype=torch.float32)
-        if skipped:
+        if skipped := [entry for item in items for entry in item.skipped]:
             batch["skipped"] = skipped
         return batch
 

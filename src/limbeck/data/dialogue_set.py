@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, replace
 from typing import NotRequired
 
 import numpy as np
@@ -26,6 +25,7 @@ from limbeck.data.dataset import normalize
 from limbeck.data.encoded_conversations import DialoguesConfig, EncodedConversations, Limit, kept_length
 from limbeck.data.examples import BrokenImage, DataError, Skipped
 from limbeck.data.normalization import CLIP, Normalization
+from limbeck.data.substitutes import whole_item
 from limbeck.data.transform import TransformConfig, transform
 from limbeck.types import IGNORE, ConversationBatch
 
@@ -47,14 +47,17 @@ class Dialogue:
     """int64 [T]"""
     labels: np.ndarray
     """int64 [T], shifted"""
+    skipped: tuple[Skipped, ...] = ()
+    """what was broken where this item stands in its place"""
 
 
-class Dialogues(Dataset[Dialogue | Skipped]):
+class Dialogues(Dataset[Dialogue]):
     """Encoded conversations by index or (index, epoch); of a group each epoch draws one.
 
-    `left_out` lists what was too long, for the models' `limits` too, or did not fit the template. An item whose picture
-    does not decode is a `Skipped`; `collate` puts another in its place and reports it. Raises DataError where too much
-    is left out.
+    `left_out` lists what was too long, for the models' `limits` too, or did not fit the template. Another item, drawn
+    by seed, epoch and index, takes the place of one whose picture does not decode, and carries it along as `skipped`.
+    `pictures` False opens none: the texts still have their places, and the batch is blank there. Raises DataError where
+    too much is left out.
     """
 
     def __init__(
@@ -67,12 +70,14 @@ class Dialogues(Dataset[Dialogue | Skipped]):
         seed: int = 0,
         limits: Sequence[Limit] = (),
         normalization: Normalization = CLIP,
+        pictures: bool = True,
     ) -> None:
         self.source = source
         self.chat = chat
         self.transform = transform
         self.image_tokens = image_tokens
         self.normalization = normalization
+        self.pictures = pictures
         self.config = config or DialoguesConfig()
         if self.config.cache and not transform.is_deterministic:
             raise DataError("cache: true keeps finished pictures, so crop, flip and randaugment must be off")
@@ -81,20 +86,25 @@ class Dialogues(Dataset[Dialogue | Skipped]):
         self.collate = DialogueCollator(pad=chat.ids.pad, size=transform.size, normalization=normalization)
         self._images: np.ndarray | None = None
         self._broken: dict[int, Skipped] = {}
-        if self.config.cache:
+        if self.config.cache and pictures:
             self._fill_cache()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Dialogue | Skipped:
+    def __getitem__(self, key: int | tuple[int, int]) -> Dialogue:
         index, epoch = (key, 0) if isinstance(key, int) else key
+        chance = f"{self.rows.seed}/{epoch}/{index}"
+        item, skipped = whole_item(lambda each: self._item(each, epoch), index, len(self), chance)
+        return replace(item, skipped=skipped) if skipped else item
+
+    def _item(self, index: int, epoch: int) -> Dialogue | Skipped:
         row, rng = self.rows.draw(index, epoch)
         encoded = self.rows.encoded(row)
         image = self._image(row, rng)
         if isinstance(image, Skipped):
             return image
-        extra, limits = (0, ()) if image is None else (self.image_tokens - 1, self.rows.limits)
+        extra, limits = (self.image_tokens - 1, self.rows.limits) if self._has_image(row) else (0, ())
         length = kept_length(encoded, extra, self.config, limits)
         kept, supervised = encoded.ids[:length], encoded.supervised[:length]
         ids, labels = widened(kept, supervised, self.chat.ids.image, self.image_tokens)
@@ -118,9 +128,12 @@ class Dialogues(Dataset[Dialogue | Skipped]):
         self._slots = np.asarray([slots[int(number)] for number in self.rows.image_ids])
         self._images = images
 
+    def _has_image(self, row: int) -> bool:
+        return self.chat.ids.image in self.rows.encoded(row).ids
+
     def _image(self, row: int, rng: random.Random) -> np.ndarray | Skipped | None:
-        """The finished picture of a kept conversation, None where it has none."""
-        if self.chat.ids.image not in self.rows.encoded(row).ids:
+        """The finished picture of a kept conversation, None where it has none or none is wanted."""
+        if not self.pictures or not self._has_image(row):
             return None
         if self._images is not None:
             slot = int(self._slots[row])
@@ -138,38 +151,28 @@ class Dialogues(Dataset[Dialogue | Skipped]):
 
 @dataclass(frozen=True)
 class DialogueCollator:
-    """Items to a batch: pads to the longest, normalises pictures, leaves out what is broken and reports it.
-
-    Another item of the batch takes a broken one's place, so that every process brings equally many rows.
-    """
+    """Items to a batch: pads to the longest, normalises pictures, reports what was broken."""
 
     pad: int
     size: int
     """pixels a side"""
     normalization: Normalization = CLIP
 
-    def __call__(self, items: Sequence[Dialogue | Skipped]) -> LoadedConversations:
-        """The batch. Raises DataError where not one picture of it decodes."""
-        skipped = [item for item in items if isinstance(item, Skipped)]
-        whole = [item for item in items if isinstance(item, Dialogue)]
-        if not whole:
-            raise DataError("not one picture of a batch decodes:\n" + "\n".join(f"  {item}" for item in skipped[:10]))
-        spare = cycle(whole)
-        kept = [item if isinstance(item, Dialogue) else next(spare) for item in items]
-        lengths = np.array([len(item.ids) for item in kept])
+    def __call__(self, items: Sequence[Dialogue]) -> LoadedConversations:
+        lengths = np.array([len(item.ids) for item in items])
         mask = np.arange(lengths.max()) < lengths[:, None]
-        has_image = torch.tensor([item.image is not None for item in kept])
+        has_image = torch.tensor([item.image is not None for item in items])
         blank = np.zeros((3, self.size, self.size), np.uint8)
-        pictures = torch.from_numpy(np.stack([blank if item.image is None else item.image for item in kept]))
+        pictures = torch.from_numpy(np.stack([blank if item.image is None else item.image for item in items]))
         batch = LoadedConversations(
             pixel_values=normalize(pictures, self.normalization).mul_(has_image.view(-1, 1, 1, 1)),
-            input_ids=_filled([item.ids for item in kept], mask, self.pad),
+            input_ids=_filled([item.ids for item in items], mask, self.pad),
             attention_mask=torch.from_numpy(mask),
-            labels=_filled([item.labels for item in kept], mask, IGNORE),
-            image_id=torch.tensor([item.image_id for item in kept]),
+            labels=_filled([item.labels for item in items], mask, IGNORE),
+            image_id=torch.tensor([item.image_id for item in items]),
             has_image=has_image,
         )
-        if skipped:
+        if skipped := [entry for item in items for entry in item.skipped]:
             batch["skipped"] = skipped
         return batch
 

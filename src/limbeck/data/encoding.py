@@ -19,14 +19,14 @@ class Ragged:
     """Rows of different length in one flat array."""
 
     def __init__(self, flat: np.ndarray, starts: np.ndarray) -> None:
-        self._flat = flat
-        self._starts = starts
+        self.flat = flat
+        self.starts = starts
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._flat[self._starts[index] : self._starts[index + 1]]
+        return self.flat[self.starts[index] : self.starts[index + 1]]
 
 
 class Encoder:

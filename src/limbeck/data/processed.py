@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,6 +26,7 @@ from limbeck.data.conversations import ConversationSource
 from limbeck.data.encoded_conversations import DialoguesConfig, EncodedConversations, Writer, kept_length, too_long
 from limbeck.data.examples import BrokenImage, DataError, Skipped
 from limbeck.data.model_chat import adds_special_tokens, image_token_id
+from limbeck.data.substitutes import whole_item
 from limbeck.types import IGNORE
 
 TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -58,16 +58,19 @@ class ProcessedDialogue:
     """int64 [T], by text key"""
     labels: np.ndarray
     """int64 [T], shifted"""
+    skipped: tuple[Skipped, ...] = ()
+    """what could not be used where this item stands in its place"""
 
 
-class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
+class ProcessedDialogues(Dataset[ProcessedDialogue]):
     """Conversations by index or (index, epoch), as a processor prepares them; of a group each epoch draws one.
 
     `chat` writes the text: `ModelChat(processor)`, or `Chat(processor.tokenizer)` where the picture's token is
     `<image>`. `left_out` lists what did not fit. Where a processor makes pictures of different sizes into different
-    numbers of tokens, whether a conversation is too long shows when its picture is opened: then it is a `Skipped`, as
-    is one whose picture does not decode, and `collate` puts another in its place and reports it. With `cache` every
-    picture's tensors are kept in memory. Raises DataError where too much is left out or chat and processor differ.
+    numbers of tokens, whether a conversation is too long shows when its picture is opened. Another item, drawn by seed,
+    epoch and index, takes the place of such a one, or of one whose picture does not decode, and carries it along as
+    `skipped`. With `cache` every picture's tensors are kept in memory. Raises DataError where too much is left out or
+    chat and processor differ.
     """
 
     def __init__(
@@ -107,8 +110,13 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> ProcessedDialogue | Skipped:
+    def __getitem__(self, key: int | tuple[int, int]) -> ProcessedDialogue:
         index, epoch = (key, 0) if isinstance(key, int) else key
+        chance = f"{self.rows.seed}/{epoch}/{index}"
+        item, skipped = whole_item(lambda each: self._item(each, epoch), index, len(self), chance)
+        return replace(item, skipped=skipped) if skipped else item
+
+    def _item(self, index: int, epoch: int) -> ProcessedDialogue | Skipped:
         row, _ = self.rows.draw(index, epoch)
         encoded = self.rows.encoded(row)
         picture = self._cache[self.rows.image_id(row)] if self.config.cache else self._picture(row, encoded)
@@ -153,33 +161,23 @@ class ProcessedDialogues(Dataset[ProcessedDialogue | Skipped]):
 
 @dataclass(frozen=True)
 class ProcessedCollator:
-    """Items to a batch as the processor itself would make it, with shifted labels; texts are padded on the right.
-
-    Another item of the batch takes a broken one's place, so that every process brings equally many rows.
-    """
+    """Items to a batch as the processor itself would make it, with shifted labels; texts are padded on the right."""
 
     pad: int
 
-    def __call__(self, items: Sequence[ProcessedDialogue | Skipped]) -> dict[str, Any]:
-        """The batch. Raises DataError where not one item of it can be used."""
-        skipped = [item for item in items if isinstance(item, Skipped)]
-        whole = [item for item in items if isinstance(item, ProcessedDialogue)]
-        if not whole:
-            raise DataError("not one item of a batch can be used:\n" + "\n".join(f"  {item}" for item in skipped[:10]))
-        spare = cycle(whole)
-        kept = [item if isinstance(item, ProcessedDialogue) else next(spare) for item in items]
-        names = dict.fromkeys(name for item in kept for name in item.texts)
-        length = max(len(item.labels) for item in kept)
+    def __call__(self, items: Sequence[ProcessedDialogue]) -> dict[str, Any]:
+        names = dict.fromkeys(name for item in items for name in item.texts)
+        length = max(len(item.labels) for item in items)
         batch: dict[str, Any] = {}
         for name in names:
-            rows = [item.texts.get(name, np.zeros(len(item.labels), np.int64)) for item in kept]
+            rows = [item.texts.get(name, np.zeros(len(item.labels), np.int64)) for item in items]
             batch[name] = _filled(rows, length, self.pad if name == "input_ids" else 0)
-        pictures = [item.picture.tensors for item in kept if item.picture]
+        pictures = [item.picture.tensors for item in items if item.picture]
         for name in dict.fromkeys(name for tensors in pictures for name in tensors):
             batch[name] = _joined([tensors[name] for tensors in pictures])
-        batch["labels"] = _filled([item.labels for item in kept], length, IGNORE)
-        batch["image_id"] = torch.tensor([item.image_id for item in kept])
-        if skipped:
+        batch["labels"] = _filled([item.labels for item in items], length, IGNORE)
+        batch["image_id"] = torch.tensor([item.image_id for item in items])
+        if skipped := [entry for item in items for entry in item.skipped]:
             batch["skipped"] = skipped
         return batch
 

@@ -109,6 +109,13 @@ def questions_of(record: Any, id: str) -> tuple[Question, ...]:
     return (_question(record, id),) if "question" in record else ()
 
 
+EXAMPLE_FIELDS = (
+    *("caption", "captions"),
+    *("question", "questions", "answer", "answers", "question_id", "id", "kind", "answer_type"),
+)
+"""The fields that `example_of` reads where no other caption field is named."""
+
+
 def example_of(record: Any, id: str, image: ImageSource, caption_field: str | None = None) -> Example:
     """An example of a record in limbeck's own fields. Raises BrokenRecord."""
     captions, questions = captions_of(record, caption_field), questions_of(record, id)

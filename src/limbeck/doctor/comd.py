@@ -13,11 +13,11 @@ from limbeck.recipe.comd import CoMDRecipe
 from limbeck.recipe.shared import RecipeError
 
 
-def examine_comd(recipe: CoMDRecipe) -> list[Finding]:
+def examine_comd(recipe: CoMDRecipe, *, processes: int) -> list[Finding]:
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
     findings = []
     if recipe.competition is not None:
-        findings += [_plan(plan_of(recipe)), *_servers(recipe)]
+        findings += [_plan(plan_of(recipe, processes)), *_servers(recipe)]
     if failed(findings) or not _is_here(recipe):
         return [*findings, REST if failed(findings) else _away(recipe)]
     try:
@@ -69,7 +69,7 @@ def _is_here(recipe: CoMDRecipe) -> bool:
     names = [recipe.student.folder, recipe.student.eye, recipe.student.language and recipe.student.language.folder]
     try:
         for name in names:
-            if name is not None and not name.startswith("limbeck:"):
+            if name is not None:
                 local_model(name)
     except FileNotFoundError:
         return False

@@ -6,7 +6,6 @@ own pools: 84K, 90K and 110K instructions after 220K), and how long answers are.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -19,6 +18,7 @@ from limbeck.competition.endpoint_config import EndpointsConfig
 from limbeck.competition.prompts import Prompts, load_prompts
 from limbeck.data.conversations import group_starts
 from limbeck.data.examples import DataError
+from limbeck.doctor.machine import planned_processes
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, RoleConfig
 
 ADDED = (84 / 220, 90 / 304, 110 / 394)
@@ -98,12 +98,12 @@ class Plan:
         return asdict(self) | {"calls": calls, "total": total}
 
 
-def plan_of(recipe: CoMDRecipe) -> Plan:
+def plan_of(recipe: CoMDRecipe, processes: int | None = None) -> Plan:
     """Read the recipe's data and foresee its stages and competition. Nothing is asked and no model is loaded.
 
-    Raises RecipeError, DataError, PromptError.
+    `processes` share each step; None takes torchrun's WORLD_SIZE, or one. Raises RecipeError, DataError, PromptError.
     """
-    config = recipe.competition
+    config, processes = recipe.competition, processes or planned_processes()
     if config is None:
         raise ValueError("competition: this recipe has none; it trains its stages alone")
     source = open_instructions(recipe)
@@ -120,15 +120,17 @@ def plan_of(recipe: CoMDRecipe) -> Plan:
     sizes = sizes_of(single, recipe.tunings, config)
     calls = [each for number in range(1, recipe.tunings + 1) for each in _calls(number, sizes, recipe.tunings, lengths)]
     per_picture = max(1.0, single / max(1, len(pictures)))
-    tunings = [_tuning(number, size, per_picture, recipe, lengths) for number, size in enumerate(sizes, start=1)]
+    tunings = [
+        _tuning(number, size, per_picture, recipe, lengths, processes) for number, size in enumerate(sizes, start=1)
+    ]
     return Plan(
         instructions=single,
         pictures=len(pictures),
         pool=sum(sizes),
         calls=tuple(calls),
-        stages=tuple(_stages(recipe)),
+        stages=tuple(_stages(recipe, processes)),
         tunings=tuple(tunings),
-        processes=_processes(),
+        processes=processes,
         roles=_roles(recipe),
     )
 
@@ -195,7 +197,9 @@ def _calls(number: int, sizes: Sequence[int], tunings: int, lengths: _Lengths) -
     return found
 
 
-def _tuning(number: int, size: int, per_picture: float, recipe: CoMDRecipe, lengths: _Lengths) -> Tuning:
+def _tuning(
+    number: int, size: int, per_picture: float, recipe: CoMDRecipe, lengths: _Lengths, processes: int
+) -> Tuning:
     assert recipe.competition is not None
     settings = recipe.training | recipe.competition.tuning.training
     conversations = ceil(size / per_picture)
@@ -205,31 +209,27 @@ def _tuning(number: int, size: int, per_picture: float, recipe: CoMDRecipe, leng
         instructions=size,
         conversations=conversations,
         tokens=round(tokens),
-        steps=_steps(conversations, settings),
+        steps=_steps(conversations, settings, processes),
     )
 
 
-def _stages(recipe: CoMDRecipe) -> Iterator[Before]:
+def _stages(recipe: CoMDRecipe, processes: int) -> Iterator[Before]:
     for stage in recipe.stages:
         try:
             count = len(group_starts(open_conversations(stage.data, recipe.data))) - 1
         except DataError:
             count = None
-        steps = None if count is None else _steps(count, recipe.training | stage.training)
+        steps = None if count is None else _steps(count, recipe.training | stage.training, processes)
         yield Before(name=stage.name, kind=stage.kind, conversations=count, steps=steps)
 
 
-def _steps(conversations: int, settings: Mapping[str, Any]) -> int:
+def _steps(conversations: int, settings: Mapping[str, Any], processes: int) -> int:
     """Optimizer steps by TrainingArguments' own names."""
     steps = settings.get("max_steps", -1)
     if steps > 0:
         return steps
     batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
-    return ceil(conversations / (batch * _processes()) * settings.get("num_train_epochs", 3))
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return ceil(conversations / (batch * processes) * settings.get("num_train_epochs", 3))
 
 
 def _roles(recipe: CoMDRecipe) -> dict[str, str]:

@@ -45,7 +45,7 @@ TOWERS = (
 """Beginnings of parameters' names."""
 
 
-def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> list[Finding]:
+def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None, processes: int) -> list[Finding]:
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
     arguments = stage_arguments(recipe, recipe.stages)
     sources = open_sources(recipe)
@@ -79,7 +79,7 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
         findings.append(check_parameters(whole, TOWERS))
         measured = f"on the first {LAYERS} layers of what is large, on {device}" if cut else f"on {device}"
         try:
-            found, needs = _memory(method, whole, sizes, datasets, arguments, memory, measured)
+            found, needs = _memory(method, whole, sizes, datasets, arguments, memory, measured, processes)
         except Exception as error:  # whatever stops a forward pass would have stopped training
             return [*findings, broken("memory", error)]
         findings.append(found)
@@ -91,7 +91,9 @@ def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None) -> 
             why = "some check failed" if failed(findings) else f"the models are too large for {here[0]}"
             findings.append(Finding("speed", "skipped", f"no steps tried: {why}"))
         else:
-            findings.append(tried("speed", lambda: check_speed(method, recipe, arguments, datasets, items, here[0])))
+            findings.append(
+                tried("speed", lambda: check_speed(method, recipe, arguments, datasets, items, here[0], processes))
+            )
     return findings
 
 
@@ -133,6 +135,7 @@ def _memory(
     arguments: Mapping[str, TrainingArguments],
     memory: float | None,
     measured: str,
+    processes: int,
 ) -> tuple[Finding, dict[str, Need]]:
     """Every stage's need, and the finding about all."""
     config = method.duet.config
@@ -149,4 +152,4 @@ def _memory(
             method, whole, own, datasets[stage.name], arguments[stage.name], layers, next(method.parameters()).device
         )
     found = rooms(memory)
-    return check_memory(needs, arguments, tokens, found, next(iter(found)), measured), needs
+    return check_memory(needs, arguments, tokens, found, next(iter(found)), measured, processes), needs

@@ -30,6 +30,19 @@ QUICK = 5 * 10**8
 FULL = 0.9
 """Share of a model's positions past which others than those looked at may have too many tokens."""
 
+LEARNERS: Mapping[str, set[str]] = {
+    "language": {"large"},
+    "align_tiny": {"tiny"},
+    "align_large": set(),
+    "tune": {"tiny", "large"},
+}
+"""Kinds of stages -> the models that learn in them."""
+UNTRAINED = {
+    "tiny": "no stage before it trains the tiny model, whose connector is new (align_tiny does)",
+    "large": "the large model has no pretrained weights, and no stage before it trains them (language does)",
+}
+"""Teachers -> why they know nothing."""
+
 
 def refuse_unsound(
     recipe: CTVLMRecipe, tokenizer: PreTrainedTokenizerFast, method: CTVLM, datasets: Mapping[str, Dialogues]
@@ -64,6 +77,7 @@ def model_checks(
     duet, last = method.duet, datasets[recipe.stages[-1].name]
     chat = Chat(tokenizer, recipe.stages[-1].chat)
     findings = [
+        check_teachers(recipe),
         check_vocabulary(tokenizer, duet),
         tried("image tokens", lambda: check_picture(duet, chat, last)),
         tried("lengths", lambda: check_lengths(duet, datasets, recipe.data.dialogues.max_length)),
@@ -94,6 +108,24 @@ def check_templates(
         check = f"template {config.template}"
         findings.append(tried(check, lambda c=config, n=names: check_template(c, tokenizer, sources[n[0]], n)))
     return findings
+
+
+def check_teachers(recipe: CTVLMRecipe) -> Finding:
+    """Whether every teacher has learned before it teaches: the large model from a folder or in a stage, the tiny one in
+    a stage, as its way to the picture is always new. A stage that a run takes over counts as any other."""
+    trained = {"large"} if recipe.duet.large.folder is not None else set[str]()
+    said, doubts = [], []
+    for stage in recipe.stages:
+        if stage.direction != "none" and stage.lambda_ > 0:
+            teacher = "tiny" if stage.kind == "align_large" else "large"
+            said.append(f"the {teacher} model in {stage.name}")
+            if teacher not in trained:
+                doubts.append(f"the teacher of stage {stage.name} was never trained: {UNTRAINED[teacher]}")
+        trained |= {"tiny"} if stage.models == "tiny" else LEARNERS[stage.kind]
+    if doubts:
+        return Finding("teachers", "warning", "; ".join(doubts))
+    text = f"{', '.join(said)}; each was trained before" if said else "no stage has one"
+    return Finding("teachers", "ok", text)
 
 
 def check_lengths(duet: Duet, datasets: Mapping[str, Dialogues], max_length: int) -> Finding:

@@ -48,7 +48,7 @@ class _Sampled(Examples):
         return self._source.examples[int(self._chosen[index])]
 
 
-def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None) -> list[Finding]:
+def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None, processes: int) -> list[Finding]:
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
     arguments = stage_arguments(recipe, recipe.stages)
     source = open_data(recipe)
@@ -89,14 +89,16 @@ def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None) -> li
     tokens = {name: length for name, (_, length) in found.items()}
     room = rooms(memory)
     here = next(iter(room))
-    findings.append(check_memory(needs, arguments, tokens, room, here, f"on {device}"))
+    findings.append(check_memory(needs, arguments, tokens, room, here, f"on {device}", processes))
     if steps:
         datasets = dict.fromkeys(needs, pairs)
         items = dict.fromkeys(needs, round(len(pairs) * len(source.examples) / len(sample.examples)))
         if failed(findings) or any(need.largest(room[here]) < 1 for need in needs.values()):
             findings.append(Finding("speed", "skipped", "no steps tried: a check failed, or there is no room"))
         else:
-            findings.append(tried("speed", lambda: check_speed(method, recipe, arguments, datasets, items, here)))
+            findings.append(
+                tried("speed", lambda: check_speed(method, recipe, arguments, datasets, items, here, processes))
+            )
     return findings
 
 

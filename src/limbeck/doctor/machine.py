@@ -1,4 +1,4 @@
-"""What memory there is."""
+"""What memory there is, and how many processes will share it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def rooms(memory: float | None) -> dict[str, int]:
     if memory is not None:
         found[f"{memory:g} GiB"] = int(memory * 2**30)
     return found
+
+
+def planned_processes() -> int:
+    """How many processes training is to have: torchrun's WORLD_SIZE, or one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def physical_memory() -> int:

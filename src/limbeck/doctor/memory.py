@@ -1,17 +1,21 @@
 """How much memory training takes: weights, gradients, optimizer, and what autograd keeps of each row of a batch.
 
-The last is measured: two forward passes, over one and over two of the longest rows, with every tensor counted that
-autograd keeps for the backward pass, and what is alive besides at the fullest moment. What one more row takes is their
-difference.
+DeepSpeed in half precision holds weights and gradients in it and, for the optimizer, what trains in float32 once more;
+its ZeRO stages divide them among the processes. What it offloads is counted as if it stayed.
+
+What autograd keeps is measured: two forward passes, over one and over two of the longest rows, with every tensor
+counted that it keeps for the backward pass, and what is alive besides at the fullest moment. What one more row takes
+is their difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -50,7 +54,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a stage takes."""
+    """Bytes that a stage takes in a process that shares nothing."""
 
     weights: int
     gradients: int
@@ -71,6 +75,16 @@ class Need:
         """What a batch of one more row takes."""
         return self.row + self.passing
 
+    def shared(self, zero: int, processes: int) -> Need:
+        """What each process keeps where so many share by a stage of ZeRO: from 1 the optimizer's states, from 2 the
+        gradients, from 3 the weights."""
+        return replace(
+            self,
+            optimizer=self.optimizer // (processes if zero >= 1 else 1),
+            gradients=self.gradients // (processes if zero >= 2 else 1),
+            weights=self.weights // (processes if zero >= 3 else 1),
+        )
+
     def largest(self, room: int) -> int:
         """Rows of the largest micro-batch that fits."""
         return max(0, int((room * (1 - RESERVE) - self.fixed) // max(1, self.one_more)))
@@ -83,13 +97,17 @@ def check_memory(
     rooms: Mapping[str, int],
     here: str,
     measured: str,
+    processes: int = 1,
 ) -> Finding:
-    """By stage what is needed and, by device, how many rows fit; `here` is the device that training would take.
+    """By stage what each of the processes needs and, by device, how many rows fit; `here` is the device that training
+    would take.
 
-    `rooms` are devices' bytes, `tokens` the length of the rows that were measured, `measured` says on what.
+    `needs` are those of a process that shares nothing, `rooms` devices' bytes, `tokens` the length of the rows that
+    were measured, `measured` says on what.
     """
     lines, figures, too_many = [], dict[str, Any](), []
-    for stage, need in needs.items():
+    for stage, whole in needs.items():
+        need = whole.shared(zero_stage(arguments[stage]), processes)
         wanted = arguments[stage].per_device_train_batch_size
         fits = {device: need.largest(room) for device, room in rooms.items()}
         figures[stage] = {
@@ -113,11 +131,16 @@ def check_memory(
         if wanted > fits[here]:
             too_many.append(f"{wanted} in {stage}")
     doubts = [f"micro-batches that do not fit on {here}: {', '.join(too_many)}"] * bool(too_many)
-    if any(arguments[stage].deepspeed or arguments[stage].fsdp for stage in needs):
-        doubts.append("these are figures of one process that shares nothing, but deepspeed or fsdp shares")
+    if any(arguments[stage].fsdp for stage in needs):
+        doubts.append("these are figures of one process that shares nothing, but fsdp shares")
     figures["devices"] = dict(rooms)
+    figures["processes"] = processes
     figures["measured_on"] = measured
     lines += [*doubts, f"activations measured {measured}, the rest counted"]
+    if any(zero_stage(arguments[stage]) for stage in needs):
+        shared = f"what each of {processes} processes keeps, of what DeepSpeed's ZeRO divides among them"
+        alone = "what one process keeps, with none to divide by DeepSpeed's ZeRO; --processes N tells of more"
+        lines.append(shared if processes > 1 else alone)
     return Finding("memory", "warning" if doubts else "ok", "\n".join(lines), figures)
 
 
@@ -146,15 +169,48 @@ def need_of(
     checkpointing = bool(arguments.gradient_checkpointing)
     one, two = (_extrapolated(kept, layers, checkpointing=checkpointing) for kept in (first, second))
     row = max(0, two - one)
+    weights, gradients, optimizer = state_bytes(whole, trained, arguments)
     need = Need(
-        weights=sum(x.numel() * x.element_size() for x in (*whole.parameters(), *whole.buffers())),
-        gradients=sum(x.numel() * x.element_size() for x in trained),
-        optimizer=optimizer_bytes(str(arguments.optim.value), trained),  # pyright: ignore[reportAttributeAccessIssue]
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
         once=max(0, one - row),
         row=row,
         passing=max(0, second.passing - first.passing),
     )
     return need, tokens
+
+
+def state_bytes(whole: nn.Module, trained: Sequence[Tensor], arguments: TrainingArguments) -> tuple[int, int, int]:
+    """Weights, gradients and optimizer of a process that shares nothing; a method on the meta device will do."""
+    everything = [*whole.parameters(), *whole.buffers()]
+    optimizer = optimizer_bytes(str(arguments.optim.value), trained)  # pyright: ignore[reportAttributeAccessIssue]
+    if not is_half(arguments):
+        return _bytes(everything), _bytes(trained), optimizer
+    copies = _bytes(trained)
+    floating = [x for x in everything if x.is_floating_point()]
+    return _bytes(everything) - _bytes(floating) // 2, copies // 2, copies + optimizer
+
+
+def is_half(arguments: TrainingArguments) -> bool:
+    """Whether DeepSpeed holds the weights themselves in half precision."""
+    if not arguments.deepspeed:
+        return False
+    wanted = {"bf16.enabled": arguments.bf16, "fp16.enabled": arguments.fp16}
+    config = HfDeepSpeedConfig(arguments.deepspeed)
+    found = {key: config.get_value(key, False) for key in wanted}
+    return any(wanted[key] if value == "auto" else value for key, value in found.items())
+
+
+def zero_stage(arguments: TrainingArguments) -> int:
+    """DeepSpeed's ZeRO stage, 0 without it."""
+    if not arguments.deepspeed:
+        return 0
+    return int(HfDeepSpeedConfig(arguments.deepspeed).get_value("zero_optimization.stage") or 0)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def optimizer_bytes(name: str, trained: Sequence[Tensor]) -> int:

@@ -40,8 +40,9 @@ def check_speed(
     datasets: Mapping[str, TrainingSet],
     items: Mapping[str, int],
     device: str,
+    processes: int = 1,
 ) -> Finding:
-    """Rows a second of each stage, and the hours that the recipe's steps will take at that.
+    """Rows a second of each stage in one process, and the hours that the recipe's steps will take so many at that.
 
     `items` are the whole training sets' lengths; `datasets` may be samples of them. The method is trained by this.
     """
@@ -49,11 +50,13 @@ def check_speed(
     for stage in method.stages():
         rate = _rows_per_second(method, stage, recipe, datasets[stage.name])
         own = arguments[stage.name]
-        steps, rows = planned_steps(own, items[stage.name]), own.train_batch_size * own.gradient_accumulation_steps
+        steps = planned_steps(own, items[stage.name], processes)
+        rows = own.train_batch_size * own.gradient_accumulation_steps
         hours = steps * rows / rate / 3600
         total += hours
         figures[stage.name] = {"rows_per_second": rate, "steps": steps, "rows_per_step": rows, "hours": hours}
-        lines.append(f"{stage.name}: {rate:,.4g} rows a second, {time_of(hours)} for {steps:,} steps of {rows}")
+        many = f" by each of {processes} processes" * (processes > 1)
+        lines.append(f"{stage.name}: {rate:,.4g} rows a second, {time_of(hours)} for {steps:,} steps of {rows}{many}")
     if len(lines) > 1:
         lines.append(f"all stages: {time_of(total)}")
     return Finding("speed", "ok", "\n".join([*lines, f"from {STEPS} steps each, on {device}"]), figures)
@@ -76,11 +79,11 @@ def stage_arguments(recipe: RunSettings, stages: Sequence[StageSettings]) -> dic
     return made
 
 
-def planned_steps(arguments: TrainingArguments, items: int) -> int:
-    """Optimizer steps of a stage over a training set of so many items, by one process."""
+def planned_steps(arguments: TrainingArguments, items: int, processes: int = 1) -> int:
+    """Optimizer steps of a stage over a training set of so many items that processes share."""
     if arguments.max_steps > 0:
         return arguments.max_steps
-    rows = arguments.train_batch_size
+    rows = arguments.train_batch_size * processes
     micro_batches = items // rows if arguments.dataloader_drop_last else -(-items // rows)
     return round(arguments.num_train_epochs * -(-micro_batches // arguments.gradient_accumulation_steps))
 

@@ -2,7 +2,7 @@
 
 Needs the extra `lmms` (package lmms-eval, which wants torchvision). lmms-eval finds `manifest` by the entry point
 `lmms_eval.models`; nothing else in limbeck imports this module. Any transformers image-text-to-text model with a chat
-template runs in this way. Pictures go before the text, as in training.
+template runs in this way. Pictures go before the text, as in training; limbeck's own folders see the first alone.
 """
 
 from __future__ import annotations

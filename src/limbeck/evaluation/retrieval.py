@@ -1,7 +1,8 @@
 """Retrieval: the texts of a picture and the picture of a text, among all of a data set (BLIP's and ALBEF's protocol).
 
 Dual encoders rank by the cosine of the embeddings. Fusion models look again at the `k_test` nearest ones: their score
-is the matching logit plus the cosine, everything else gets -100. In percent.
+is the matching logit plus the cosine, everything else gets -100. In percent. Scores are float32 whatever the model runs
+in: in bfloat16 many would be equal, and a tie counts as a miss.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from limbeck.evaluation.inputs import (
     TaskConfig,
     encode,
     evaluating,
+    in_full,
     picture_batches,
     read_rows,
     require_captions,
@@ -96,7 +98,8 @@ def evaluate_retrieval(
         )
     with evaluating(model, device, config.bf16):
         gallery = _embed(model, tokenizer, examples, config, device, progress)
-        cosine = (gallery.images @ gallery.embeddings.T).float()
+        with in_full(device):
+            cosine = gallery.images.float() @ gallery.embeddings.float().T
         for_picture = for_text = cosine
         if isinstance(model, FusionVLM) and config.k_test:
             for_picture, for_text = _look_again(model, gallery, cosine, config, progress)
@@ -161,6 +164,7 @@ def _look_again(
     A pair that is near in both directions is looked at once, and a picture's keys and values are made once.
     """
     assert model.text is not None
+    assert model.match_head is not None
     near_text = _nearest(cosine, config.k_test, dim=1)
     near_picture = _nearest(cosine, config.k_test, dim=0)
     pairs = (near_text | near_picture).nonzero()
@@ -172,8 +176,10 @@ def _look_again(
             inside = pairs[(pairs[:, 0] >= start) & (pairs[:, 0] < start + config.batch_size)]
             for some in inside.split(config.pair_batch):
                 picture, text = some.unbind(1)
-                logits = model.fuse(memory, *gallery.tokens(text), rows=picture - start).output
-                matched[picture, text] = logits[:, 1].float() + cosine[picture, text]
+                first = model.fuse(memory, *gallery.tokens(text), rows=picture - start).hidden[:, 0]
+                with in_full(cosine.device):
+                    logits = model.match_head(first.float())
+                matched[picture, text] = logits[:, 1] + cosine[picture, text]
                 bar.update(len(some))
     nothing = torch.full_like(cosine, NOT_LOOKED_AT)
     return torch.where(near_text, matched, nothing), torch.where(near_picture, matched, nothing)

@@ -49,11 +49,22 @@ def soft_targets(momentum: Tensor, bank: Bank, temperature: Tensor, alpha: float
     momentum [B, E], bank [N, E], targets positions [B] or probabilities [B, N] -> probabilities [B, N] (ALBEF, Eq. 6).
     """
     parts = _parts(bank)
-    probabilities = _similarity(momentum, parts).div_(temperature).softmax(1).mul_(alpha)
+    probabilities = similarity(momentum, parts).div_(temperature).softmax(1).mul_(alpha)
     if targets.ndim == 1:
         hard = torch.full_like(targets, 1 - alpha, dtype=probabilities.dtype)
         return probabilities.scatter_add_(1, targets[:, None], hard[:, None])
     return probabilities.add_(targets, alpha=1 - alpha)
+
+
+def similarity(query: Tensor, bank: Bank) -> Tensor:
+    """Dot products of query [B, E] and bank [N, E] -> [B, N], at least float32, under autocast too.
+
+    Unit embeddings have cosines there; bfloat16 would round them to steps of 0.004, which a temperature of 0.07 makes
+    steps of 0.06 in the logits.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query = at_least_float32(query)
+        return torch.cat([query @ part.to(query.dtype).T for part in _parts(bank)], dim=1)
 
 
 def group_targets(ids: Tensor, bank_ids: Tensor) -> Tensor:
@@ -119,13 +130,6 @@ def _parts(bank: Bank) -> tuple[Tensor, ...]:
     return (bank,) if isinstance(bank, Tensor) else tuple(bank)
 
 
-def _similarity(query: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """Dot products [B, N], in full precision under autocast too."""
-    with torch.autocast(query.device.type, enabled=False):
-        query = at_least_float32(query)
-        return torch.cat([query @ part.to(query.dtype).T for part in parts], dim=1)
-
-
 def _bank_cross_entropy(query: Tensor, bank: Bank, temperature: Tensor, targets: Tensor) -> Tensor:
     return _BankCrossEntropy.apply(query, temperature, targets, *_parts(bank))
 
@@ -140,7 +144,7 @@ class _BankCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, temperature: Tensor, targets: Tensor, *parts: Tensor) -> Tensor:
-        logits = _similarity(query, parts).div_(temperature)
+        logits = similarity(query, parts).div_(temperature)
         log_normaliser = logits.logsumexp(1)
         if targets.ndim == 1:
             right = logits.gather(1, targets[:, None])[:, 0]

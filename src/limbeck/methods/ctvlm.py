@@ -224,7 +224,7 @@ class CTVLM(Method):
             weights["language/large"] = 1 - share
         if large is not None and stage.kd != "none":
             if stage.on_policy:
-                ids, mask, labels = self._sample(batch)
+                ids, mask, labels = self._sample(batch, image)
                 tiny, large = self.answer(ids, mask, labels, image)
                 assert large is not None
                 share_of_step = len(ids) / batch["counts"].pairs  # by rows: nobody knows yet how much all will say
@@ -280,8 +280,11 @@ class CTVLM(Method):
         )
 
     @torch.no_grad()
-    def _sample(self, batch: ConversationBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """The student's own answers to the conversations' first questions: ids, mask and shifted labels [B, T]."""
+    def _sample(self, batch: ConversationBatch, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's own answers to the conversations' first questions: ids, mask and shifted labels [B, T].
+
+        The picture tokens [B, N, D] are the step's own: the eye has run.
+        """
         stage, answers = self.stage, batch["labels"] != IGNORE
         assert isinstance(stage, DuetStage)
         first = answers.int().argmax(1)
@@ -291,7 +294,7 @@ class CTVLM(Method):
         student.eval()
         said = student.generate(
             ids,
-            pixel_values=batch["pixel_values"],
+            image=image,
             attention_mask=mask,
             max_new_tokens=min(int(answers.sum(1).max()), self._room(ids, mask)),
             do_sample=True,

@@ -36,11 +36,12 @@ from limbeck.methods.passes import (
     unimodal,
 )
 from limbeck.methods.projection import HiddenMap
+from limbeck.methods.recompute import recompute
 from limbeck.methods.sites import SITE_PASSES, AttentionConfig, HiddenConfig
-from limbeck.methods.vlp import HEAD_TERMS, TERM_PASSES, VLPConfig, VLPObjective
+from limbeck.methods.vlp import HEAD_TERMS, MEASURED_EVERY, TERM_PASSES, VLPConfig, VLPObjective
 from limbeck.methods.weights import expand_weights
 from limbeck.models.clip import DualEncoder
-from limbeck.types import AttentionState, Batch, Counts, Signals
+from limbeck.types import AttentionState, Batch, Signals
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,10 @@ class DLIP(Method):
                     self.missing[f"attention/{name}/{kind}"] = reason
 
     def stages(self) -> Iterator[Stage]:
-        yield from self.plan
+        """The plan. After a stage without contrast the momentum encoders, which rested, are where the student is."""
+        for stage in self.plan:
+            yield stage
+            self.objective.end_stage(self.student, expand_weights(stage.weights, self.terms()))
 
     def terms(self) -> tuple[str, ...]:
         """Every loss term that these models and this config allow."""
@@ -169,6 +173,23 @@ class DLIP(Method):
             self.teacher.eval()
         return self
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """What TrainingArguments' `gradient_checkpointing` asks of a model: the student's layers keep no activations.
+
+        Raises ValueError for `offload`, which DLIP does not do.
+        """
+        if offload:
+            raise ValueError("gradient_checkpointing_kwargs: offload: true is not there for DLIP; leave it out")
+        recompute(self.student, activation_checkpointing_kwargs, every_n_layers)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """The same, as earlier versions of transformers ask it."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, every_n_layers, offload)
+
     def begin_stage(self, stage: Stage, steps_per_epoch: int) -> None:
         self.weights = expand_weights(stage.weights, self.terms())
         self.objective.begin_stage(self.weights, steps_per_epoch)
@@ -185,9 +206,7 @@ class DLIP(Method):
         capture = {name for name, _ in attention.values()}
         needed = capture.union(hidden, *(LOGIT_PASSES[site] for site in logits))
         student, terms, pairing = self.objective(self.student, batch, wanted, needed, capture)
-        state = {"temperature": self.student.temperature.detach()}
-        if self.objective.momentum is not None:
-            state["alpha"] = state["temperature"].new_tensor(self.objective.alpha)
+        state = {"temperature": self.student.temperature.detach(), **self.objective.state()}
         if needed:
             assert self.teacher is not None
             if pairing is not None and not self.settings.kd_negatives:
@@ -195,11 +214,11 @@ class DLIP(Method):
             with torch.no_grad():
                 teacher = self._teach(batch, needed, capture, pairing)
             for name in (name for name in hidden if name in student):
-                terms[f"hidden/{name}"], rank = self._hidden(name, student[name], teacher[name], batch["counts"])
+                terms[f"hidden/{name}"], rank = self._hidden(name, student[name], teacher[name], batch)
                 state |= rank
             for term, (name, kind) in attention.items():
                 if name in student:
-                    terms[term] = self._attention(kind, name, student[name], teacher[name], batch["counts"])
+                    terms[term] = self._attention(kind, name, student[name], teacher[name], batch)
             models, prompt = (self.student, self.teacher), self.settings.vlp.prompt_tokens
             for site in logits:
                 if set(LOGIT_PASSES[site]) <= set(student):
@@ -226,21 +245,19 @@ class DLIP(Method):
             signals |= multimodal(self.teacher, seen, signals["image"], names, capture, pairing)
         return signals
 
-    def _hidden(
-        self, name: Pass, student: Signals, teacher: Signals, counts: Counts
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _hidden(self, name: Pass, student: Signals, teacher: Signals, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 3 at one pass: 1 - cosine of the mapped last hidden states, mean over real tokens."""
-        taught, learned = self.projections[self.hidden_sites[name]](teacher.hidden.float(), student.hidden)
+        taught, learned = self.projections[self.hidden_sites[name]](teacher.hidden, student.hidden)
         distance = cosine_distance(learned, taught)
         state = {}
-        if self.settings.hidden.hr_map == "paper" and self.step % 100 == 0:
+        if self.settings.hidden.hr_map == "paper" and self.step % MEASURED_EVERY == 0:
             rank = effective_rank(taught.detach().flatten(0, 1)[:512])
             if rank < LOWEST_RANK:
                 log.warning("hidden/%s: what the teacher is mapped to varies in %.1f directions only", name, rank)
             state[f"effective_rank/{name}"] = rank
-        return masked_mean(distance, student.mask, count=_tokens(name, student, counts)), state
+        return masked_mean(distance, student.mask, count=_tokens(name, student, batch)), state
 
-    def _attention(self, kind: str, name: Pass, student: Signals, teacher: Signals, counts: Counts) -> Tensor:
+    def _attention(self, kind: str, name: Pass, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         """Eq. 5 for one map: KL of the student's from the teacher's distribution, mean over heads and real queries."""
         states: list[AttentionState] = []
         for signals in (student, teacher):
@@ -251,7 +268,7 @@ class DLIP(Method):
             *states,
             row_mask=student.mask,
             head_map=self.settings.attention.head_map,
-            count=_tokens(name, student, counts),
+            count=_tokens(name, student, batch),
         )
 
 
@@ -277,8 +294,9 @@ def _width(model: Model, site: str) -> int:
     return model.config.vision.width if site == "img" else model.config.text.width
 
 
-def _tokens(name: str, signals: Signals, counts: Counts) -> Tensor:
-    """How many tokens of a pass the whole optimizer step holds."""
+def _tokens(name: str, signals: Signals, batch: Batch) -> Tensor:
+    """How many tokens of a pass the whole optimizer step holds; with hard negatives a fused one has three for each."""
+    counts = batch["counts"]
     match name:
         case "image":
             return counts.pairs * signals.hidden.shape[1]
@@ -286,4 +304,4 @@ def _tokens(name: str, signals: Signals, counts: Counts) -> Tensor:
             return counts.question_tokens
         case "answer":
             return counts.answer_tokens
-    return counts.tokens
+    return counts.tokens * (len(signals.hidden) / len(batch["input_ids"]))

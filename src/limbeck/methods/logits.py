@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limbeck.config import Section
 from limbeck.distributed import gather
+from limbeck.losses.contrastive import similarity
 from limbeck.losses.divergence import forward_kl
 from limbeck.losses.reduce import masked_mean
 from limbeck.methods.passes import Model, Pass
@@ -69,6 +70,5 @@ def logits_loss(
 
 def _similarities(model: Model, signals: Mapping[Pass, Signals]) -> tuple[Tensor, Tensor]:
     """Logits of pictures by texts and of texts by pictures, [B, M] each, over every process's pairs."""
-    image, text = signals["image"].output.float(), signals["text"].output.float()
-    temperature = model.temperature.float()
-    return image @ gather(text).T / temperature, text @ gather(image).T / temperature
+    image, text, temperature = signals["image"].output, signals["text"].output, model.temperature.float()
+    return similarity(image, gather(text)) / temperature, similarity(text, gather(image)) / temperature

@@ -6,6 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from limbeck.kernels.precision import at_least_float32
 
 HRMap = Literal["student", "paper_frozen", "paper"]
 
@@ -30,9 +33,13 @@ class HiddenMap(nn.Module):
         self.register_buffer("fixed", fixed)
 
     def forward(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """teacher [B, T, D_t], student [B, T, D_s] -> both [B, T, D]."""
-        if self.teacher is not None:
-            teacher = self.teacher(teacher)
-        elif self.fixed is not None:
-            teacher = teacher @ self.fixed.T
-        return teacher, self.student(student)
+        """teacher [B, T, D_t], student [B, T, D_s] -> both [B, T, D], at least float32, under autocast too."""
+        to_common = self.fixed if self.teacher is None else self.teacher.weight
+        with torch.autocast(student.device.type, enabled=False):
+            return _mapped(teacher, to_common), _mapped(student, self.student.weight)
+
+
+def _mapped(hidden: Tensor, weight: Tensor | None) -> Tensor:
+    """hidden [B, T, D] by weight [D', D] -> [B, T, D'], at least float32; None leaves it as wide as it is."""
+    hidden = at_least_float32(hidden)
+    return hidden if weight is None else functional.linear(hidden, weight.to(hidden.dtype))

@@ -1,12 +1,32 @@
-"""Gradient checkpointing in frozen models, whose layers transformers computes again in `train` mode alone."""
+"""Gradient checkpointing: layers that keep no activations and are computed again in the backward pass.
+
+transformers does so in `train` mode alone, and in its own models; here is what frozen models and limbeck's need.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def recompute(model: nn.Module, settings: Mapping[str, Any] | None, every_n_layers: int) -> None:
+    """Let the layers of a model, of every n the first, keep no activations in `train` mode.
+
+    `settings` go to torch.utils.checkpoint. Queries and keys that are captured inside a layer keep their gradient, as
+    the layer's graph is the real one: `use_reentrant: true` would cut it, and is refused by a ValueError.
+    """
+    settings = {"use_reentrant": False, **(settings or {})}
+    if settings["use_reentrant"]:
+        raise ValueError("gradient_checkpointing_kwargs: use_reentrant: true loses the gradient of captured attention")
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for index, layer in enumerate(layers):
+        layer.gradient_checkpointing = index % every_n_layers == 0
+        layer._gradient_checkpointing_func = partial(checkpoint, **settings)
 
 
 def recompute_frozen(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ answer          BLIP, and ALBEF with an answer decoder: the answers to questions
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Literal
 
@@ -27,6 +27,7 @@ from limbeck.losses.contrastive import (
     group_targets,
     hard_negatives,
     matching,
+    similarity,
     soft_targets,
 )
 from limbeck.losses.language import token_cross_entropy
@@ -54,7 +55,10 @@ FAMILY_TERMS = {
 """The loss terms that each family can have, where a model has the parts for them."""
 
 HEAD_TERMS = ("contrastive", "matching")
-"""The terms that look at what contrastive and matching heads make of a pass."""
+"""The terms that look at what contrastive and matching heads make of a pass. Momentum encoders and queue serve them."""
+
+MEASURED_EVERY = 100
+"""Steps between two measurements for the log that would cost too much at each step."""
 
 
 class ContrastiveConfig(Section):
@@ -114,6 +118,7 @@ class VLPObjective(nn.Module):
         self.text_queue = FeatureQueue(student.config.embedding, size)
         self.register_buffer("queue_ids", torch.full((size,), -1))
         self.alpha = 0.0
+        self._lag: Tensor | None = None
         self._active = True
         self._steps_per_epoch = 1
 
@@ -129,8 +134,15 @@ class VLPObjective(nn.Module):
 
     def begin_stage(self, weights: Mapping[str, float], steps_per_epoch: int) -> None:
         """Without a contrastive or matching loss momentum encoders and queue rest."""
-        self._active = any(weights.get(name) for name in ("contrastive", "matching"))
+        self._active = _contrasts(weights)
         self._steps_per_epoch = steps_per_epoch
+
+    @torch.no_grad()
+    def end_stage(self, student: Model, weights: Mapping[str, float]) -> None:
+        """After a stage in which the momentum encoders rested, they start again as copies of the student."""
+        if self.momentum is not None and not _contrasts(weights):
+            followers: list[Tensor] = [*self.momentum.parameters()]
+            torch._foreach_copy_(followers, [*student.parameters()])  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def begin_step(self, student: Model, step: int) -> None:
@@ -143,6 +155,22 @@ class VLPObjective(nn.Module):
             followers: list[Tensor] = [*self.momentum.parameters()]
             leaders: list[Tensor] = [*student.parameters()]
             torch._foreach_lerp_(followers, leaders, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+            self._lag = _lag(followers, leaders) if step % MEASURED_EVERY == 0 else None
+
+    def state(self) -> dict[str, Tensor]:
+        """What the log says of momentum encoders and queue, a scalar each, while they are in use.
+
+        `alpha` is the soft targets' weight, `queue` the share of the queue that holds features, and every 100 steps
+        `momentum_lag` how far the momentum encoders' weights are from the student's, by the norm of these.
+        """
+        state: dict[str, Tensor] = {}
+        if self.momentum is not None:
+            state["alpha"] = torch.tensor(self.alpha, device=self.queue_ids.device)
+        if self._active and len(self.queue_ids):
+            state["queue"] = (self.queue_ids >= 0).float().mean()
+        if self._active and self._lag is not None:
+            state["momentum_lag"] = self._lag
+        return state
 
     def forward(
         self, student: Model, batch: Batch, wanted: set[str], needed: set[Pass], capture: set[Pass]
@@ -188,7 +216,10 @@ class VLPObjective(nn.Module):
             to_image = soft_targets(texts[own], image_bank, scale, self.alpha, targets)
         losses = contrastive(image.output, text.output, image_bank, text_bank, temperature, to_text, to_image)
         with torch.no_grad():
-            similarities = (image.output @ texts.T / temperature, text.output @ images.T / temperature)
+            similarities = (
+                similarity(image.output, texts) / temperature,
+                similarity(text.output, images) / temperature,
+            )
             if len(self.queue_ids):
                 self._enqueue(images, texts, ids)
         return masked_mean(losses, count=batch["counts"].pairs), similarities
@@ -244,19 +275,33 @@ class VLPObjective(nn.Module):
     def _masked_language(self, student: Albef, batch: Batch, image: Signals) -> Tensor:
         """ALBEF's masked language loss: cross-entropy of hidden words.
 
-        The mean over the words hidden here; a micro-batch weighs in an optimizer step by its share of the pairs.
+        A word is hidden by its pair's own draws, and the divisor is the number of words that the whole step hides on
+        average, its words times `mask_probability`. So each hidden word weighs the same however the step is split.
         """
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        ids, mask, counts = batch["input_ids"], batch["attention_mask"], batch["counts"]
         words = mask & (ids != student.config.text.sep_token_id)
         words[:, 0] = False
-        hidden = words & (torch.rand(ids.shape, device=ids.device) < self.config.mask_probability)
-        draw = torch.rand(ids.shape, device=ids.device)
-        random_ids = torch.randint_like(ids, student.config.text.vocab_size)
-        shown = torch.where(hidden & (draw < 0.8), self.config.mask_token_id, ids)
-        shown = torch.where(hidden & (draw >= 0.9), random_ids, shown)
+        whether, how = batch["draws"].unbind(-1)
+        hidden = words & (whether < self.config.mask_probability)
+        last = student.config.text.vocab_size - 1
+        random_ids = ((how - 0.9) * 10 * (last + 1)).long().clamp(0, last)
+        shown = torch.where(hidden & (how < 0.8), self.config.mask_token_id, ids)
+        shown = torch.where(hidden & (how >= 0.9), random_ids, shown)
         logits = student.fill(student.image_memory(image.hidden), shown, mask).output
         losses = token_cross_entropy(logits, ids.masked_fill(~hidden, IGNORE), label_smoothing=0.0)
-        return masked_mean(losses, hidden) * (len(ids) / batch["counts"].pairs)
+        expected = self.config.mask_probability * (counts.tokens - 2 * counts.pairs)
+        return masked_mean(losses, hidden, count=expected)
+
+
+def _contrasts(weights: Mapping[str, float]) -> bool:
+    """Whether a term with a weight needs momentum encoders and queue."""
+    return any(weights.get(name) for name in HEAD_TERMS)
+
+
+def _lag(followers: Sequence[Tensor], leaders: Sequence[Tensor]) -> Tensor:
+    """Distance of two models' weights as a share of the leader's norm, a float32 scalar."""
+    apart = [torch.dist(follower.float(), leader.float()) for follower, leader in zip(followers, leaders, strict=True)]
+    return torch.stack(apart).norm() / torch.stack([leader.float().norm() for leader in leaders]).norm()
 
 
 def _gather_pool(batch: Batch, hidden: Tensor) -> Pool:

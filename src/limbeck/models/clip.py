@@ -27,6 +27,9 @@ CLIP_PARTS = {
     "text_projection": "text_head",
 }
 """transformers' parts of a CLIPModel -> limbeck's parts of a dual encoder"""
+LEGACY_END = 2
+"""`eos_token_id` in the configs of OpenAI's CLIPs, whose texts end with the last word of the vocabulary, 49407.
+transformers' CLIPTextModel takes the position of the highest id for the end wherever a config has this number."""
 
 
 class ClipConfig(Section):

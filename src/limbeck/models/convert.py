@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from limbeck.models.blip_import import HEADS
-from limbeck.models.clip import CLIP_PARTS, DualEncoder, clip_config
+from limbeck.models.clip import CLIP_PARTS, LEGACY_END, DualEncoder, clip_config
 from limbeck.models.fusion import FusionConfig, FusionVLM
 from limbeck.models.med import TextTransformer
 from limbeck.models.names import VISION_TRANSFORMERS, Role, text_names, vision_names
@@ -189,7 +189,7 @@ def _text(tower: TextTransformer | None, role: Role, prefix: str, head: str | No
 
 
 def _clip(model: DualEncoder) -> CLIPModel:
-    if model.config.text.sep_token_id == 2:
+    if model.config.text.sep_token_id == LEGACY_END:
         raise ValueError("transformers' CLIPModel takes eos_token_id 2 for an old config's: sep_token_id must differ")
     theirs = CLIPModel(clip_config(model.config))
     parts = {ours: theirs for theirs, ours in CLIP_PARTS.items()}

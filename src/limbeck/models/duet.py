@@ -157,14 +157,16 @@ class Duet(DuetPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        image: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """The large model's answers after prompts padded on the left: ids [B, T] -> prompts and answers [B, T + U].
 
-        `options` are those of transformers' `generate`. The tiny model reads each prompt once, whatever the beams.
+        `image`, picture tokens [B, N, D] that `tiny.see` has made, takes the place of pixels. `options` are those of
+        transformers' `generate`. The tiny model reads each prompt once, whatever the beams.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        inputs = self.large_inputs(input_ids, mask, self._read(input_ids, mask, pixel_values), left=True)
+        inputs = self.large_inputs(input_ids, mask, self._read(input_ids, mask, pixel_values, image), left=True)
         if "max_length" in options:
             options["max_new_tokens"] = options.pop("max_length") - input_ids.shape[1]
         self.large.generation_config = self.generation_config
@@ -172,8 +174,12 @@ class Duet(DuetPreTrainedModel, GenerationMixin):
         output = decode(inputs_embeds=inputs.inputs_embeds, attention_mask=inputs.attention_mask.long(), **options)
         return with_prompts(output, input_ids, 0)
 
-    def _read(self, input_ids: Tensor, mask: Tensor, pixel_values: Tensor | None) -> Tensor:
-        return self.tiny.read(input_ids, mask, None if pixel_values is None else self.tiny.see(pixel_values))
+    def _read(
+        self, input_ids: Tensor, mask: Tensor, pixel_values: Tensor | None, image: Tensor | None = None
+    ) -> Tensor:
+        if image is None and pixel_values is not None:
+            image = self.tiny.see(pixel_values)
+        return self.tiny.read(input_ids, mask, image)
 
 
 AutoConfig.register(TinyVLMConfig.model_type, TinyVLMConfig)

@@ -1,13 +1,16 @@
-"""Models by their Hugging Face names."""
+"""Models by their names: those that come with limbeck, and Hugging Face's."""
 
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+ASSETS = Path(str(files("limbeck"))) / "assets"
+"""The models that come with limbeck, a folder each."""
 PATTERNS = ["*.safetensors", "*.json", "*.txt"]
 """The files of a repository that are fetched: weights that cannot run code, settings, vocabularies."""
 PICKLED = "pytorch_model.bin"
@@ -15,16 +18,31 @@ PICKLED = "pytorch_model.bin"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
+def shipped(source: str) -> str:
+    """The folder of `limbeck:NAME`, a model that comes with the package; any other name as it is.
+
+    Raises FileNotFoundError where no such model comes with it.
+    """
+    kind, _, name = source.partition(":")
+    if kind != "limbeck":
+        return source
+    choices = sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+    if name not in choices:
+        raise FileNotFoundError(f"{source}: no such model comes with limbeck; there are {', '.join(choices)}")
+    return str(ASSETS / name)
+
+
 def local_model(source: Path | str) -> Path:
-    """The folder or file itself where there is one; else the local copy of the Hugging Face model `owner/name`.
+    """The folder or file itself where there is one, the folder of `limbeck:NAME`, or the local copy of the Hugging
+    Face model `owner/name`.
 
     What was fetched once is kept in Hugging Face's cache and works offline. Raises FileNotFoundError where there is
-    neither.
+    none of them.
     """
-    path = Path(source)
+    name = shipped(str(source))
+    path = Path(name)
     if path.exists():
         return path
-    name = str(source)
     if not _NAME.fullmatch(name):
         raise FileNotFoundError(f"{name}: no such model folder or file")
     try:

@@ -9,7 +9,7 @@ import torch
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from limbeck.models.blip_import import assemble, read_blip, read_salesforce
-from limbeck.models.clip import CLIP_PARTS, ClipConfig, DualEncoder
+from limbeck.models.clip import CLIP_PARTS, LEGACY_END, ClipConfig, DualEncoder
 from limbeck.models.families import filled_model
 from limbeck.models.files import CONFIG, read_model_type, read_weights
 from limbeck.models.fusion import FusionConfig, FusionVLM
@@ -79,7 +79,7 @@ def _load_clip(folder: Path) -> DualEncoder:
             "text": {
                 **text_values(text),
                 "dropout": float(text.attention_dropout or 0),
-                "sep_token_id": text.eos_token_id,
+                "sep_token_id": text.vocab_size - 1 if text.eos_token_id == LEGACY_END else text.eos_token_id,
             },
             "embedding": config.projection_dim,
             "activation": text.hidden_act,

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.config import Section
 from limbeck.models.vision import initialise
@@ -80,8 +81,11 @@ class CrossHeads:
         return CrossHeads(heads, None if self.mask is None else self.mask.index_select(0, rows))
 
 
+Role = Literal["encoder", "decoder"]
+
+
 class Trace(NamedTuple):
-    """What a pass through the layers leaves behind."""
+    """What a layer, or a pass through the layers, leaves behind."""
 
     hidden: Tensor
     """[B, T, D]"""
@@ -119,7 +123,7 @@ class Attention(nn.Module):
         return self.norm(hidden + functional.dropout(update, self.dropout, self.training)), query
 
 
-class TextLayer(nn.Module):
+class TextLayer(GradientCheckpointingLayer):
     """One post-norm layer. `encoder_attention` and `decoder_attention` are what the two roles do not share."""
 
     def __init__(self, config: TextConfig, memory_width: int | None, *, encoder: bool, decoder: bool):
@@ -131,6 +135,36 @@ class TextLayer(nn.Module):
         self.up = nn.Linear(config.width, config.feed_forward_width)
         self.down = nn.Linear(config.feed_forward_width, config.width)
         self.norm = nn.LayerNorm(config.width, config.norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        role: Role,
+        allowed: Tensor | None,
+        source: tuple[Tensor, Tensor] | None = None,
+        seen: Tensor | None = None,
+        cache: Cache | None = None,
+        depth: int = 0,
+    ) -> Trace:
+        """hidden [B, T, D], through the role's self-attention, cross-attention if there is a `source`, feed-forward.
+
+        `allowed` [B, 1, 1 or T, T] says which tokens may be looked at, `source` is (key, value) [B, H, S, d] of what
+        cross-attention looks at and `seen` [B, 1, 1, S] its mask. `cache` holds the earlier tokens' keys and values,
+        this layer's under `depth`.
+        """
+        attention = self.encoder_attention if role == "encoder" else self.decoder_attention
+        assert attention is not None
+        key, value = attention.source(hidden)
+        if cache is not None:
+            key, value = cache.update(key, value, depth)
+        hidden, query = attention(hidden, key, value, allowed)
+        self_state = AttentionState(query=query, key=key, mask=allowed, scale=query.shape[-1] ** -0.5)
+        cross_state = None
+        if source is not None:
+            assert self.cross_attention is not None
+            hidden, query = self.cross_attention(hidden, *source, seen)
+            cross_state = AttentionState(query=query, key=source[0], mask=seen, scale=query.shape[-1] ** -0.5)
+        return Trace(self.feed_forward(hidden), self_state, cross_state)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -240,7 +274,7 @@ class TextTransformer(nn.Module):
     def _run(
         self,
         hidden: Tensor,
-        role: Literal["encoder", "decoder"],
+        role: Role,
         allowed: Tensor | None,
         memory: CrossHeads | None,
         layers: int | None,
@@ -248,24 +282,9 @@ class TextTransformer(nn.Module):
         capture: bool,
     ) -> Trace:
         seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
-        self_state = cross_state = None
-        fusion = 0
-        depth = len(self.layers) if layers is None else layers
-        for index, layer in enumerate(self.stack()[:depth]):
-            last = capture and index == depth - 1
-            attention = layer.encoder_attention if role == "encoder" else layer.decoder_attention
-            assert attention is not None
-            key, value = attention.source(hidden)
-            if cache is not None:
-                key, value = cache.update(key, value, index)
-            hidden, query = attention(hidden, key, value, allowed)
-            if last:
-                self_state = AttentionState(query=query, key=key, mask=allowed, scale=query.shape[-1] ** -0.5)
-            if memory is not None and layer.cross_attention is not None:
-                key, value = memory.heads[fusion]
-                fusion += 1
-                hidden, query = layer.cross_attention(hidden, key, value, seen)
-                if last:
-                    cross_state = AttentionState(query=query, key=key, mask=seen, scale=query.shape[-1] ** -0.5)
-            hidden = layer.feed_forward(hidden)
-        return Trace(hidden, self_state, cross_state)
+        sources = iter(() if memory is None else memory.heads)
+        trace = Trace(hidden, None, None)
+        for depth, layer in enumerate(self.stack()[:layers]):
+            source = None if memory is None or layer.cross_attention is None else next(sources)
+            trace = layer(trace.hidden, role, allowed, source, seen, cache, depth)
+        return trace if capture else Trace(trace.hidden, None, None)

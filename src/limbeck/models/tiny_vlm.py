@@ -80,11 +80,10 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
         """Pixels [B, 3, R, R] -> picture tokens [B, N, D]."""
         return self.connector(self.patches(pixel_values))
 
-    def look(self, pixel_values: Tensor) -> Picture:
-        """Pixels [B, 3, R, R] -> a picture with every layer's keys and values, for decoding step by step."""
-        tokens = self.see(pixel_values)
+    def look(self, image: Tensor) -> Picture:
+        """Picture tokens [B, N, D] -> a picture with every layer's keys and values, for decoding step by step."""
         layers = [layer for layer in self.cross or () if isinstance(layer, CrossAttention)]
-        return Picture(tokens, tuple(layer.keys_values(tokens) for layer in layers))
+        return Picture(image, tuple(layer.keys_values(image) for layer in layers))
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, image: Tensor | None = None) -> Tensor:
         """Ids and mask [B, T], picture tokens [B, N, D] -> F, hidden states after the final norm [B, T, D].
@@ -135,14 +134,18 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        image: Tensor | None = None,
         **options: Any,
     ) -> Any:
         """Answers after prompts padded on the left: ids [B, T] -> prompts and answers [B, T + U].
 
-        `options` are those of transformers' `generate`. The eye runs once for each picture, whatever the beams.
+        `image`, picture tokens [B, N, D] that `see` has made, takes the place of pixels. `options` are those of
+        transformers' `generate`. The eye runs once for each picture, whatever the beams.
         """
         given, mask = input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        picture = None if pixel_values is None else self.look(pixel_values)
+        if image is None and pixel_values is not None:
+            image = self.see(pixel_values)
+        picture = None if image is None else self.look(image)
         is_image = self._image_positions(given, picture, None)
         if is_image is not None and not self.config.in_sequence:
             given, mask = (values[~is_image].view(len(input_ids), -1) for values in (given, mask))

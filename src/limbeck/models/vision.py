@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.config import Section
 from limbeck.types import AttentionState
@@ -62,7 +63,7 @@ class VisionAttention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), query, key
 
 
-class VisionBlock(nn.Module):
+class VisionBlock(GradientCheckpointingLayer):
     """One pre-norm block: attention, then feed-forward, each skipped at random with chance `drop_path` in training."""
 
     def __init__(self, config: VisionConfig, drop_path: float):

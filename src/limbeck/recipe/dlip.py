@@ -61,9 +61,10 @@ class StudentConfig(Section):
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """with `folder`: the image tower's drop path to go on with (BLIP's VQA: 0.1)"""
     initial_vision: str = "random"
-    """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained vision transformer"""
+    """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained vision transformer (a CLIP for a
+    clip)"""
     initial_text: str = "random"
-    """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained BERT"""
+    """`random`, `teacher` (slices of it), or a folder or hub name with a pretrained BERT (a CLIP for a clip)"""
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentConfig:

@@ -14,7 +14,7 @@ class LanguageModelChoice(Section):
     """A decoder-only language model of transformers: a pretrained one by `folder`, or a new one."""
 
     folder: str | None = None
-    """a folder or hub name; it brings its own sizes"""
+    """a folder, a hub name or limbeck:NAME; it brings its own sizes"""
     kind: Literal["opt", "llama", "qwen2", "qwen3"] = "llama"
     """the class of a new one"""
     width: int | None = None

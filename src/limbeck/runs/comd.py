@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copytree
 from typing import Any, cast
 
 from limbeck.assemble.comd import (
@@ -47,6 +47,7 @@ from limbeck.data.conversations import ConversationSource
 from limbeck.data.examples import FileImage, ImageSource, Skipped
 from limbeck.data.processed import ProcessedDialogues
 from limbeck.distributed import device_here, rank
+from limbeck.errors import TRAINING_BEGAN
 from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.evaluation.generative.model import GenerativeModel
@@ -54,7 +55,7 @@ from limbeck.method import Stage
 from limbeck.methods.comd import CoMD
 from limbeck.models.vlm import save_vlm
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, tuning_name
-from limbeck.runs.folder import check_training, record, refuse_another_recipe
+from limbeck.runs.folder import check_training, record, refuse_another_recipe, whole_folder
 from limbeck.runs.gallery import save_picture
 from limbeck.runs.writers import evaluate, examine, is_evaluated, open_saved
 from limbeck.training.checkpoint import write_text
@@ -77,6 +78,7 @@ def run_comd(recipe: CoMDRecipe) -> Path:
     judge = models.asker(recipe.judge) if recipe.judge is not None and rank() == 0 else None
     if not (folder / "student" / "config.json").exists():
         _train(recipe, folder, models, judge, started)
+    TRAINING_BEGAN.set()
     if rank() == 0:
         last = folder / "rounds" / str(recipe.tunings) / "evaluation"
         if last.is_dir() and not (folder / "evaluation").exists():
@@ -242,11 +244,8 @@ def _data_file(folder: Path, number: int) -> Path:
 
 def save_student(target: Path, student: Student) -> None:
     """The student with its processor, asked by its last template."""
-    draft = target.with_name(".student")
-    rmtree(draft, ignore_errors=True)
-    save_vlm(student.model, student.processor, draft)
-    rmtree(target, ignore_errors=True)
-    draft.rename(target)  # so that a folder with this name is a whole one
+    with whole_folder(target) as draft:
+        save_vlm(student.model, student.processor, draft)
 
 
 def _list_left_out(folder: Path, entries: Sequence[Skipped]) -> None:

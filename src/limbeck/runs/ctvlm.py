@@ -17,7 +17,6 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -33,11 +32,12 @@ from limbeck.assemble.writers import eye_normalization, open_tokenizer
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
 from limbeck.doctor import refuse_unsound
+from limbeck.errors import TRAINING_BEGAN
 from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.models.duet import Duet
 from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
-from limbeck.runs.folder import check_training, record, refuse_another_recipe
+from limbeck.runs.folder import check_training, record, refuse_another_recipe, whole_folder
 from limbeck.runs.writers import examine, open_saved
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
@@ -85,6 +85,7 @@ def run_ctvlm(recipe: CTVLMRecipe) -> Path:
         if rank() == 0:
             save_models(folder, recipe, duet, tokenizer)
             record(folder, recipe, fingerprint, seconds=time.time() - started)
+    TRAINING_BEGAN.set()
     if rank() == 0:
         for role in recipe.evaluation.models:
             place = folder / ROLES[role]
@@ -100,9 +101,6 @@ def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTra
         settings = model.generation_config
         assert settings is not None
         settings.eos_token_id = chat.stop_id
-        target = folder / ROLES[role] / "student"
-        draft = target.with_name(".student")
-        rmtree(draft, ignore_errors=True)
         processor = make_processor(
             duet.config,
             tokenizer,
@@ -111,7 +109,6 @@ def save_models(folder: Path, recipe: CTVLMRecipe, duet: Duet, tokenizer: PreTra
             image_mean=normalization.mean,
             image_std=normalization.std,
         )
-        processor.save_pretrained(draft)
-        model.save_pretrained(draft)
-        rmtree(target, ignore_errors=True)
-        draft.rename(target)  # so that a folder with this name is a whole one
+        with whole_folder(folder / ROLES[role] / "student") as draft:
+            processor.save_pretrained(draft)
+            model.save_pretrained(draft)

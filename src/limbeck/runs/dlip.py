@@ -34,11 +34,12 @@ from limbeck.assemble.dlip import (
     open_teacher,
     open_tokenizer,
 )
-from limbeck.assemble.shared import build_schedule, shipped
+from limbeck.assemble.shared import build_schedule
 from limbeck.data.examples import Example, number_of
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
 from limbeck.distributed import device_here, rank
 from limbeck.doctor import refuse_untrained
+from limbeck.errors import TRAINING_BEGAN
 from limbeck.evaluation.attention_view import attention_view
 from limbeck.evaluation.evaluate import evaluate, load_tasks
 from limbeck.evaluation.profile import profile
@@ -46,9 +47,10 @@ from limbeck.evaluation.vqa import common_answers
 from limbeck.methods.passes import Model
 from limbeck.models.convert import export
 from limbeck.models.files import fingerprint
+from limbeck.models.hub import shipped
 from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, RecipeError
-from limbeck.runs.folder import check_training, claim_evaluation, record, refuse_another_recipe
+from limbeck.runs.folder import check_training, claim_evaluation, record, refuse_another_recipe, whole_folder
 from limbeck.runs.gallery import save_picture
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
@@ -102,12 +104,14 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
             tokenizer.save_pretrained(student_folder)
             student.save(student_folder)
             record(folder, recipe, pairs.fingerprint(), seconds=time.time() - started)
+    TRAINING_BEGAN.set()
     if rank() != 0:
         return folder
     student = load_model(student_folder)
     for task in recipe.export:
-        if not (folder / "export" / task / "config.json").exists():
-            export(student, tokenizer, folder / "export" / task, task=task)
+        if not (folder / "export" / task).exists():
+            with whole_folder(folder / "export" / task) as draft:
+                export(student, tokenizer, draft, task=task)
     examine(folder, student, tokenizer, recipe, source.examples)
     if recipe.teacher is not None:
         examine(folder / "teacher", open_teacher(recipe.teacher), tokenizer, recipe, source.examples)
@@ -135,7 +139,7 @@ def evaluate_saved(out: Path, saved: Path, recipe: DLIPRecipe) -> None:
         },
     }
     claim_evaluation(out, about)
-    examine(out, model, tokenizer, recipe, open_data(recipe).examples)
+    examine(out, model, tokenizer, recipe, open_data(recipe).examples if ranks_training else ())
 
 
 def examine(

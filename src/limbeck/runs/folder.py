@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import yaml
@@ -72,3 +74,16 @@ def record(folder: Path, recipe: RunSettings, data_fingerprint: str, seconds: fl
         values = json.loads(recipe.model_dump_json())
         write_text(folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         record_environment(folder, seed=recipe.seed, data_fingerprint=data_fingerprint, seconds=seconds)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` to write into; in the end it becomes `target`, so what has this name is whole.
+
+    A folder that is there already is replaced then. What a kill left half written is thrown away first.
+    """
+    draft = target.with_name(f".{target.name}")
+    rmtree(draft, ignore_errors=True)
+    yield draft
+    rmtree(target, ignore_errors=True)
+    draft.rename(target)

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
 
+from limbeck.errors import TRAINING_BEGAN
 from limbeck.method import Method, Stage
 from limbeck.training.checkpoint import discard_torn, latest, write_text
 from limbeck.training.freeze import freeze
@@ -45,15 +46,23 @@ PACKAGES = ("limbeck", "torch", "transformers", "accelerate", "tokenizers", "num
 def training_arguments(output: Path, seed: int, *overrides: Mapping[str, Any]) -> TrainingArguments:
     """TrainingArguments from limbeck's defaults and a recipe's settings, the later ones stronger.
 
-    Raises ValueError or TypeError as TrainingArguments does.
+    TensorBoard is there whatever else `report_to` names, unless it is empty or `none`. Raises ValueError or TypeError
+    as TrainingArguments does.
     """
     settings = {**DEFAULTS, "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available()}
     for override in overrides:
         settings.update(override)
+    settings["report_to"] = _reporting(settings["report_to"])
     if "MASTER_ADDR" not in os.environ:
         settings.pop("ddp_find_unused_parameters")
         settings.pop("ddp_broadcast_buffers")
     return TrainingArguments(output_dir=str(output), seed=seed, **settings)
+
+
+def _reporting(chosen: str | Sequence[str] | None) -> list[str]:
+    """`report_to` as TrainingArguments takes it: nothing, everything installed, or TensorBoard and what is named."""
+    names = [chosen] if isinstance(chosen, str) else list(chosen or ())
+    return names if names in ([], ["none"], ["all"]) else [*dict.fromkeys(("tensorboard", *names))]
 
 
 class TrainingData(NamedTuple):
@@ -114,6 +123,7 @@ def run_stages(
         if checkpoint is not None and steps:
             load_method(method, checkpoint / WEIGHTS)
         else:
+            TRAINING_BEGAN.set()
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.report_left_out()
             steps = trainer.state.global_step
@@ -121,6 +131,7 @@ def run_stages(
             save_method(method, output / WEIGHTS)
             write_text(finished, json.dumps({"steps": steps}))
         trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.free_memory()  # DeepSpeed's engine too: its hooks would reach the next stage
 
 
 def _resume_point(output: Path, log_file: Path, stage: Stage, *, main: bool) -> Path | None:

@@ -30,6 +30,9 @@ from limbeck.types import IGNORE, Batch, ConversationBatch, Counts
 
 WEIGHTS = "model.safetensors"
 
+PLAIN_TOKENS = 128
+"""From so many tokens on torch's flash attention is about as fast as plain products in bfloat16 on a CPU, or faster."""
+
 
 class StageTrainer(Trainer):
     """transformers.Trainer for a `Method`: what it adds is what distillation needs, and nothing else."""
@@ -107,7 +110,7 @@ class StageTrainer(Trainer):
         model.train()
         counts = inputs.pop("counts")
         batch = {**self._prepare_inputs(inputs), "counts": counts}
-        with self._attention():
+        with self._attention(batch):
             with self.compute_loss_context_manager():
                 loss: Loss = model(batch)
             total = loss.total
@@ -120,14 +123,20 @@ class StageTrainer(Trainer):
         self.meter.add(loss)
         return total.detach()
 
-    def _attention(self) -> AbstractContextManager:
-        """Attention by plain products where bfloat16 is trained on a CPU.
+    def _attention(self, batch: Mapping[str, Any]) -> AbstractContextManager:
+        """Attention by plain products where bfloat16 is trained on a CPU, over few tokens.
 
         There torch's flash attention takes about three times as long at up to 50 tokens, its backward pass above all;
-        at 200 it is a little faster (benchmarks/bf16_attention.py).
+        at 200 it is a little faster (benchmarks/bf16_attention.py), and plain products keep every layer's maps.
         """
-        plain = self.args.device.type == "cpu" and self.args.bf16
+        plain = self.args.device.type == "cpu" and self.args.bf16 and longest(self.method, batch) < PLAIN_TOKENS
         return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Trainer's choice, which has neither norms nor biases, without what has fewer than two dimensions: weight
+        decay would pull a learned temperature to 0 (as in LAVIS)."""
+        matrices = {name for name, weight in model.named_parameters() if weight.ndim > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The recipe's own schedule where it has one, else TrainingArguments' by name."""
@@ -186,6 +195,18 @@ class StageTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_method(self.method, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+def longest(method: Method, batch: Mapping[str, Any]) -> int:
+    """Tokens of the longest sequence that a method makes of a batch: its texts, or patches of its pictures [..., R].
+
+    An image tower's patches are told by the stride of its convolution.
+    """
+    strides = [module.stride[0] for module in method.modules() if isinstance(module, nn.Conv2d)]
+    texts = batch["input_ids"].shape[1]
+    if "pixel_values" not in batch or not strides:
+        return texts
+    return max(texts, (batch["pixel_values"].shape[-1] // min(strides)) ** 2)
 
 
 def count_batch(batch: Batch | ConversationBatch) -> Tensor:

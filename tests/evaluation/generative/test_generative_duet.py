@@ -71,6 +71,17 @@ def test_answers_do_not_depend_on_the_batch(folders, items, name):
     assert sum(id == start for id in ids) == 1
 
 
+@pytest.mark.parametrize("name", ["tiny", "large"])
+def test_of_several_pictures_the_first_is_shown_and_that_is_said_once(folders, items, name, tmp_path, caplog):
+    model, only = GenerativeModel.from_folder(folders[name]), [item for item in items if item.images]
+    several = [replace(item, images=(*item.images, *only[0].images)) for item in only]
+    assert answers_to(model, several, max_new_tokens=5) == answers_to(model, only, max_new_tokens=5)
+    rows = answer_all(model, several, tmp_path / "rows.jsonl", max_new_tokens=5, progress=False).rows
+    assert [row["prediction"] for row in rows] == answers_to(model, only, max_new_tokens=5)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("limbeck")]
+    assert [text.partition(":")[0] for text in said] == [f"{type(model.model).__name__} reads one picture at a time"]
+
+
 def test_a_duet_goes_through_a_benchmark(folders, tmp_path):
     pytest.importorskip("resvg_py")
     scenes = ScenesConfig(source="builtin:scenes", split="test", count=2, size=32, questions=2)

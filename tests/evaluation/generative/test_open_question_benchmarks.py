@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from limbeck.data.examples import DataError
-from limbeck.evaluation.generative.benchmarks import BENCHMARKS, load_benchmark, score, with_predictions
+from limbeck.evaluation.generative.benchmarks import (
+    BENCHMARKS,
+    evaluate_generative,
+    load_benchmark,
+    score,
+    with_predictions,
+)
 from limbeck.evaluation.generative.open_questions import (
     GqaConfig,
     TextVqaConfig,
@@ -90,6 +96,38 @@ def test_test_dev_questions_are_about_pictures_of_test(tmp_path):
     (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "test-dev2015", "questions": [question]}))
     (item,) = load_benchmark(VqaV2Config(benchmark="vqa_v2", questions="q.json", images="."), tmp_path)
     assert item.images[0].key.endswith("COCO_test2015_000000000007.jpg")
+
+
+@pytest.fixture
+def dev_split(tmp_path):
+    """Two questions of test-dev, which are two of the four of the whole test split."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "COCO_test2015_000000000007.jpg")
+    for name, subtype, ids in (("dev", "test-dev2015", (70, 72)), ("all", "test2015", (69, 70, 71, 72))):
+        questions = [{"image_id": 7, "question": "Why?", "question_id": id} for id in ids]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data_subtype": subtype, "questions": questions}))
+    fields = {"benchmark": "vqa_v2", "questions": "dev.json", "images": ".", "max_new_tokens": 3}
+    return tmp_path, fields
+
+
+@pytest.mark.parametrize(("whole", "ids"), [({"all_questions": "all.json"}, {69, 70, 71, 72}), ({}, {70, 72})])
+def test_a_submission_names_the_whole_split_where_the_server_wants_it(vlm, dev_split, tmp_path, whole, ids):
+    base, fields = dev_split
+    evaluate_generative(vlm, [VqaV2Config(**fields, **whole)], tmp_path, base=base, progress=False)
+    submitted = json.loads((tmp_path / "evaluation" / "vqa_v2_results.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "evaluation" / "vqa_v2.jsonl").read_text().splitlines()]
+    answers = {each["question_id"]: each["answer"] for each in submitted}
+    assert answers == dict.fromkeys(ids, "") | {int(row["id"]): evalai(row["prediction"]) for row in rows}
+    assert len(submitted) == len(ids)
+    assert len(rows) == 2
+
+
+def test_a_question_outside_the_whole_split_is_named(dev_split):
+    base, fields = dev_split
+    (base / "all.json").write_text(json.dumps({"questions": [{"question_id": 70}]}))
+    with pytest.raises(DataError, match=r"all.json: question 72 of .*dev.json is not among these"):
+        load_benchmark(VqaV2Config(**fields, all_questions="all.json"), base)
+    with pytest.raises(DataError, match=r"gone.json: no such file \(benchmark vqa_v2, field all_questions\)"):
+        load_benchmark(VqaV2Config(**fields, all_questions="gone.json"), base)
 
 
 @pytest.fixture

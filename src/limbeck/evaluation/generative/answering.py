@@ -58,6 +58,7 @@ def answer_all(
     config = config or AnsweringConfig()
     if not items or len({item.id for item in items}) < len(items):
         raise ValueError(f"{name}: wanted items with an id of their own each, found {len(items)}, some of one id")
+    items = model.shown(items)
     asked = _asked(model, items)
     marks = _marks(model.fingerprint(), asked, max_new_tokens, config)
     wanted = {item.id: mark for item, mark in zip(items, marks)}
@@ -101,7 +102,7 @@ def answers_to(
     config: AnsweringConfig | None = None,
 ) -> list[str]:
     """The answers alone, in the order of the items, without a file. Raises BrokenImage."""
-    config = config or AnsweringConfig()
+    config, items = config or AnsweringConfig(), model.shown(items)
     asked = _asked(model, items)
     batches = _batches(asked, range(len(items)), config.batch_size)
     found: dict[int, str] = {}

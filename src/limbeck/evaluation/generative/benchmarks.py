@@ -59,11 +59,16 @@ class Benchmark:
     """what a judge is asked about a row; rows are scored by what it replies"""
     submission: Callable[[Sequence[Row]], list[dict[str, Any]]] | None = None
     """what an evaluation server or the official script takes, written to <name>_results.json"""
+    submitted: Callable[[Any, Path], list[str]] | None = None
+    """ids that the submission names besides those asked, each with the answer ""; given what `load` is"""
 
 
 BENCHMARKS: dict[str, Benchmark] = {
     "vqa_v2": Benchmark(
-        load=open_questions.load_vqa_v2, score=open_questions.score_vqa, submission=open_questions.vqa_submission
+        load=open_questions.load_vqa_v2,
+        score=open_questions.score_vqa,
+        submission=open_questions.vqa_submission,
+        submitted=open_questions.vqa_question_ids,
     ),
     "textvqa": Benchmark(load=open_questions.load_textvqa, score=open_questions.score_textvqa),
     "gqa": Benchmark(load=open_questions.load_gqa, score=open_questions.score_gqa),
@@ -164,7 +169,10 @@ def evaluate_generative(
         graded = zip(rows, scored.grades, strict=True)
         write_rows(path, [{**row, "benchmark": config.benchmark, **grade} for row, grade in graded])
         if benchmark.submission is not None:
-            results = json.dumps(benchmark.submission(rows), ensure_ascii=False)
+            asked = {row["id"] for row in rows}
+            others = benchmark.submitted(config, base) if benchmark.submitted is not None else []
+            silent = [{"id": id, "prediction": ""} for id in others if id not in asked]
+            results = json.dumps(benchmark.submission([*rows, *silent]), ensure_ascii=False)
             write_whole(out / f"{name}_results.json", results)
         summary[name] = scored.summary | ({"skipped": len(answers.skipped)} if answers.skipped else {})
         _write_summary(out, summary)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,10 +23,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-import limbeck.models.duet  # noqa: F401  (makes limbeck's own folders known to transformers)
 from limbeck.config import Section
+from limbeck.evaluation.generative.items import Item
 from limbeck.evaluation.inputs import evaluating
+from limbeck.models.duet import Duet
 from limbeck.models.hub import local_model
+from limbeck.models.tiny_vlm import TinyVLM
+
+log = logging.getLogger(__name__)
 
 
 class AnsweringConfig(Section):
@@ -60,6 +66,7 @@ class GenerativeModel:
         self.model = model
         self.processor = processor
         self._generate = cast(Any, model).generate
+        self._said_first_alone = False
 
     @classmethod
     def from_folder(
@@ -88,6 +95,22 @@ class GenerativeModel:
             start = parameter.detach().flatten()[:16].double().cpu()
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + start.numpy().tobytes())
         return digest.hexdigest()
+
+    def shown(self, items: Sequence[Item]) -> list[Item]:
+        """The items as this model can be shown them: a duet or tiny model of ours the first picture alone, as LLaVA-1.5
+        was run, which is logged once; any other model all."""
+        several = sum(len(item.images) > 1 for item in items)
+        if not several or not isinstance(self.model, TinyVLM | Duet):
+            return list(items)
+        if not self._said_first_alone:
+            self._said_first_alone = True
+            log.warning(
+                "%s reads one picture at a time: of several, as in %d of %d items here, it is shown the first",
+                type(self.model).__name__,
+                several,
+                len(items),
+            )
+        return [replace(item, images=item.images[:1]) for item in items]
 
     @property
     def hears(self) -> bool:

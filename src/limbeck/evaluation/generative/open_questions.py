@@ -35,6 +35,9 @@ class VqaV2Config(CommonConfig):
     """v2_mscoco_val2014_annotations.json; null: the answers are secret"""
     images: str | None = None
     """COCO's folder of the split"""
+    all_questions: str | None = None
+    """for test-dev v2_OpenEnded_mscoco_test2015_questions.json: its server wants the whole test split in a submission;
+    what was not asked gets an empty answer. null: the submission has what was asked"""
     image_name: str = "COCO_{subtype}_{image_id:012d}.jpg"
     """`subtype` is the questions file's data_subtype, e.g. val2014; test2015 for test-dev2015"""
     max_new_tokens: int = Field(default=16, ge=1)
@@ -64,7 +67,7 @@ class GqaConfig(CommonConfig):
 
 
 def load_vqa_v2(config: VqaV2Config, base: Path) -> list[Item]:
-    """One item per question. Raises DataError."""
+    """One item per question. Raises DataError, also where one is not among `all_questions`."""
     file = existing_file(base, config.questions, "benchmark vqa_v2, field questions")
     content = read_json(file)
     records = listed(content, "questions", file)[: config.limit]
@@ -85,7 +88,23 @@ def load_vqa_v2(config: VqaV2Config, base: Path) -> list[Item]:
             row = {"image_id": str(image), "kind": given[1], "question": text, "answers": given[0]}
             name = config.image_name.format(subtype=subtype, image_id=image)
             items.append(Item(id=str(id), prompt=short_answer(text), images=pictures.of(name), row=row))
+    if config.all_questions is not None:
+        known = set(vqa_question_ids(config, base))
+        other = next((item.id for item in items if item.id not in known), None)
+        if other is not None:
+            raise DataError(f"{config.all_questions}: question {other} of {file} is not among these")
     return items
+
+
+def vqa_question_ids(config: VqaV2Config, base: Path) -> list[str]:
+    """The ids of `all_questions`, in their order; none without that file. Raises DataError."""
+    if config.all_questions is None:
+        return []
+    file, ids = existing_file(base, config.all_questions, "benchmark vqa_v2, field all_questions"), []
+    for number, record in enumerate(listed(read_json(file), "questions", file)):
+        with reading(file, f"questions[{number}]"):
+            ids.append(str(field(record, "question_id", int)))
+    return ids
 
 
 def score_vqa(rows: Sequence[Row]) -> Scored:
