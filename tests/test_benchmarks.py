@@ -15,6 +15,7 @@ SLOW = [
     pytest.param("ablation_dlip", {"table", "model", "CIDEr", "VQA"}),
     pytest.param("quality_ctvlm", {"table", "model", "CIDEr", "VQA"}),
     pytest.param("quality_comd", {"table", "model", "VQA"}),
+    pytest.param("quality_smollm2", {"model", "photos", "emojis"}),
     pytest.param("attention_kl", {"shape", "variant", "ms", "MiB"}),
     pytest.param("bf16_attention", {"shape", "way", "ms"}),
     pytest.param("divergence", {"kind", "variant", "ms", "MiB"}),

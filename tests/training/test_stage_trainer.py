@@ -156,7 +156,7 @@ def test_weight_decay_leaves_norms_biases_and_temperatures_alone(write_recipe, t
             for group in optimizer.param_groups:
                 decayed.update({names[id(weight)]: group["weight_decay"] > 0 for weight in group["params"]})
 
-    train(write_recipe(), [f"output={tmp_path / 'run'}", "training.weight_decay=0.05"], [Decay()])
+    train(write_recipe(tmp_path), [f"output={tmp_path / 'run'}", "training.weight_decay=0.05"], [Decay()])
     assert not decayed["student.temperature"]
     assert decayed["student.image_head.weight"]
     assert not any(decays for name, decays in decayed.items() if name.endswith(".bias") or "norm" in name)
