@@ -234,5 +234,8 @@ def test_an_item_past_the_end_is_an_error(tokenizer):
 
 def test_the_collator_pads_with_the_tokenizers_own_id():
     image = np.zeros((3, 4, 4), np.uint8)
-    items = [Item(image, 1, np.arange(1, 1 + length, dtype=np.int32), ()) for length in (2, 4)]
+    items = [
+        Item(image, 1, np.arange(1, 1 + length, dtype=np.int32), (), np.full((length, 2), 0.5, np.float32))
+        for length in (2, 4)
+    ]
     assert Collator(pad=9)(items)["input_ids"].tolist() == [[1, 2, 9, 9], [1, 2, 3, 4]]
