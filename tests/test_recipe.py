@@ -223,6 +223,14 @@ def test_an_override_that_leads_nowhere_is_an_error(recipe, override, message):
         load_recipe(str(recipe), [override])
 
 
+@pytest.mark.parametrize("name", ["dlip/quickstart", "ctvlm/laptop", "comd/laptop"])
+def test_the_gradient_of_a_single_term_is_not_asked_of_deepspeed(name):
+    overrides = ["gradient_share_steps=200", 'training.deepspeed={"zero_optimization": {"stage": 2}}']
+    with pytest.raises(RecipeError, match=r"gradient_share_steps 200: under training\.deepspeed \(.*set it 0"):
+        load_recipe(name, overrides)
+    load_recipe(name, ["gradient_share_steps=0", overrides[1]])
+
+
 def test_shipped_names_and_the_nearest_of_them():
     assert find_recipe("dlip/quickstart").samefile(find_recipe("recipes/dlip/quickstart.yaml"))
     with pytest.raises(RecipeError, match="did you mean 'dlip/quickstart'"):

@@ -164,7 +164,7 @@ class CoMDRecipe(RunSettings):
         clash = {stage.name for stage in self.stages} & {tuning_name(number) for number in range(1, self.tunings + 1)}
         if clash:
             raise ValueError(f"stages: {', '.join(sorted(clash))} is the name of a tuning; choose another")
-        check_stages(self.training, self.stages)
+        check_stages(self, self.stages)
         check_benchmarks(self.evaluation.benchmarks, judge=self.judge is not None)
         if self.competition is not None:
             check_training("competition.tuning.training", self.competition.tuning.training)

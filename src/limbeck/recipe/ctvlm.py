@@ -121,14 +121,8 @@ class CTVLMRecipe(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> CTVLMRecipe:
-        check_stages(self.training, self.stages)
+        check_stages(self, self.stages)
         check_benchmarks(self.evaluation.benchmarks, judge=False)
-        shared = [stage.name for stage in self.stages if {**self.training, **stage.training}.get("deepspeed")]
-        if shared and self.gradient_share_steps:
-            raise ValueError(
-                f"gradient_share_steps {self.gradient_share_steps}: under training.deepspeed ({', '.join(shared)}) no "
-                "single term's gradient can be measured, as ZeRO takes every gradient for the step's; set it 0"
-            )
         for index, stage in enumerate(self.stages):
             rows = {**self.training, **stage.training}.get("per_device_train_batch_size")
             if stage.kind == "align_tiny" and rows == 1:

@@ -129,5 +129,5 @@ class DLIPRecipe(RunSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> DLIPRecipe:
-        check_stages(self.training, self.stages)
+        check_stages(self, self.stages)
         return self

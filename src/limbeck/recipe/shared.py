@@ -58,14 +58,20 @@ class RunSettings(Section):
     """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
 
 
-def check_stages(training: Mapping[str, Any], stages: Sequence[StageSettings]) -> None:
-    """Raise ValueError where stages share a name, or a setting is none of TrainingArguments'."""
-    check_training("training", training)
+def check_stages(recipe: RunSettings, stages: Sequence[StageSettings]) -> None:
+    """Raise ValueError where stages share a name, or a setting is none of TrainingArguments' or not to be had there."""
+    check_training("training", recipe.training)
     for index, stage in enumerate(stages):
         check_training(f"stages.{index}.training", stage.training)
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise ValueError(f"stages: two stages of one name in {names}; a name is a checkpoint folder")
+    shared = [stage.name for stage in stages if {**recipe.training, **stage.training}.get("deepspeed")]
+    if shared and recipe.gradient_share_steps:
+        raise ValueError(
+            f"gradient_share_steps {recipe.gradient_share_steps}: under training.deepspeed ({', '.join(shared)}) no "
+            "single term's gradient can be measured, as ZeRO takes every gradient for the step's; set it 0"
+        )
 
 
 _ANY_TYPE = ConfigDict(strict=True, arbitrary_types_allowed=True)
