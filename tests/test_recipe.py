@@ -223,7 +223,14 @@ def test_an_override_that_leads_nowhere_is_an_error(recipe, override, message):
         load_recipe(str(recipe), [override])
 
 
-@pytest.mark.parametrize("name", ["dlip/quickstart", "ctvlm/laptop", "comd/laptop"])
+@pytest.mark.parametrize("setting", ["use_reentrant", "offload"])
+def test_ways_of_checkpointing_that_dlip_does_not_have_are_refused(setting):
+    override = f'training.gradient_checkpointing_kwargs={{"{setting}": true}}'
+    with pytest.raises(RecipeError, match=rf"gradient_checkpointing_kwargs\.{setting}: .*leave it out"):
+        load_recipe("dlip/quickstart", ["training.gradient_checkpointing=true", override])
+
+
+@pytest.mark.parametrize("name", ["dlip/quickstart", "comd/laptop"])
 def test_the_gradient_of_a_single_term_is_not_asked_of_deepspeed(name):
     overrides = ["gradient_share_steps=200", 'training.deepspeed={"zero_optimization": {"stage": 2}}']
     with pytest.raises(RecipeError, match=r"gradient_share_steps 200: under training\.deepspeed \(.*set it 0"):

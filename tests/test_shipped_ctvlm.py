@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -19,8 +20,11 @@ from transformers import (
     get_scheduler,
 )
 
+from limbeck.assemble.ctvlm import build_models
+from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.decoder_tokenizer import BpeTokenizer, load_decoder_tokenizer
 from limbeck.models.duet_scales import EYES, LANGUAGE_MODELS, paper_config
+from limbeck.models.hub import local_model
 from limbeck.recipe import CTVLMRecipe, load_recipe, shipped_recipes
 from limbeck.run import run_recipe
 
@@ -53,6 +57,15 @@ def settings(name: str) -> CTVLMRecipe:
 
 def leaves(name: str) -> dict[str, object]:
     return flat(json.loads(settings(name).model_dump_json(by_alias=True)))
+
+
+def test_the_laptops_duet_is_put_together_from_what_comes_with_limbeck():
+    recipe = settings("ctvlm/laptop")
+    tokenizer = open_tokenizer(recipe.tokenizer, Path(), [])
+    duet = build_models(recipe, tokenizer)
+    stored = load_file(local_model("limbeck:ctvlm_language") / "model.safetensors")
+    assert torch.equal(duet.large.get_input_embeddings().weight, stored["model.embed_tokens.weight"].float())
+    assert duet.tiny.table.num_embeddings == len(tokenizer) - 1, "the picture's token alone has no row"
 
 
 def test_the_full_scale_recipe_has_the_papers_models():

@@ -83,6 +83,17 @@ def test_bfloat16_changes_little_and_the_models_mode_is_put_back(blip, tokenizer
     assert all(abs(scores[0][text] - scores[1][text]) < 0.1 for text in shared)
 
 
+@pytest.mark.parametrize("k_test", [0, 256])
+def test_scores_that_are_ranked_are_not_rounded_to_bfloat16(k_test, blip, tokenizer, examples, tmp_path, cpu):
+    rows, config = tmp_path / "rows.jsonl", RetrievalConfig(bf16=True, k_test=k_test)
+    evaluate_retrieval(blip, tokenizer, examples, config, rows=rows, device=cpu, progress=False)
+    scores = torch.tensor([text["score"] for row in read_rows(rows) for text in row["texts"]], dtype=torch.float64)
+    assert len(scores) > 10
+    # bfloat16 numbers above 1 / 128, and sums of them, are multiples of 2^-14; rows have six digits after the point
+    steps = scores * 2**14
+    assert ((steps - steps.round()).abs() > 0.05).double().mean() > 0.5
+
+
 def test_a_broken_picture_is_left_out_within_the_limit(blip, tokenizer, examples, broken, tmp_path, cpu):
     rows = tmp_path / "retrieval.jsonl"
     examples = [examples[0], broken, *examples[1:]]

@@ -113,11 +113,6 @@ def evaluating(model: nn.Module, device: torch.device, bf16: bool) -> Iterator[N
             module.training = True
 
 
-def in_full(device: torch.device) -> torch.autocast:
-    """Full precision again, inside `evaluating`, for scores that are compared with each other."""
-    return torch.autocast(device.type, enabled=False)
-
-
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """One JSON object a line; the file is there whole or not at all."""
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

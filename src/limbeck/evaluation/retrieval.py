@@ -24,13 +24,13 @@ from limbeck.evaluation.inputs import (
     TaskConfig,
     encode,
     evaluating,
-    in_full,
     picture_batches,
     read_rows,
     require_captions,
     write_rows,
 )
 from limbeck.evaluation.metrics.retrieval import picture_ranks, recalls, text_ranks
+from limbeck.losses.contrastive import similarity
 from limbeck.models.clip import DualEncoder
 from limbeck.models.fusion import FusionVLM, Memory
 
@@ -98,8 +98,7 @@ def evaluate_retrieval(
         )
     with evaluating(model, device, config.bf16):
         gallery = _embed(model, tokenizer, examples, config, device, progress)
-        with in_full(device):
-            cosine = gallery.images.float() @ gallery.embeddings.float().T
+        cosine = similarity(gallery.images, gallery.embeddings)
         for_picture = for_text = cosine
         if isinstance(model, FusionVLM) and config.k_test:
             for_picture, for_text = _look_again(model, gallery, cosine, config, progress)
@@ -177,7 +176,7 @@ def _look_again(
             for some in inside.split(config.pair_batch):
                 picture, text = some.unbind(1)
                 first = model.fuse(memory, *gallery.tokens(text), rows=picture - start).hidden[:, 0]
-                with in_full(cosine.device):
+                with torch.autocast(cosine.device.type, enabled=False):
                     logits = model.match_head(first.float())
                 matched[picture, text] = logits[:, 1] + cosine[picture, text]
                 bar.update(len(some))

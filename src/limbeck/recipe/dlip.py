@@ -130,4 +130,9 @@ class DLIPRecipe(RunSettings):
     @model_validator(mode="after")
     def _consistent(self) -> DLIPRecipe:
         check_stages(self, self.stages)
+        for stage in self.stages:
+            checkpointing = {**self.training, **stage.training}.get("gradient_checkpointing_kwargs") or {}
+            for name in ("use_reentrant", "offload"):
+                if checkpointing.get(name):
+                    raise ValueError(f"training.gradient_checkpointing_kwargs.{name}: DLIP cannot do so; leave it out")
         return self
