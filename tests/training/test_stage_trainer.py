@@ -142,6 +142,8 @@ def test_bfloat16_on_a_cpu_forms_attention_maps_over_few_tokens_alone(side, word
     with StageTrainer._attention(trainer, batch):
         assert torch.backends.cuda.flash_sdp_enabled() == flash
         assert torch.backends.cuda.math_sdp_enabled()
+        assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() != flash
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     args.bf16 = False
     with StageTrainer._attention(trainer, batch):
         assert torch.backends.cuda.flash_sdp_enabled()

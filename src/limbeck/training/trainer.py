@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from limbeck.types import IGNORE, Batch, ConversationBatch, Counts
 WEIGHTS = "model.safetensors"
 
 PLAIN_TOKENS = 128
-"""From so many tokens on torch's flash attention is about as fast as plain products in bfloat16 on a CPU, or faster."""
+"""From so many tokens on attention maps take much memory, and torch's flash attention is not far behind plain products
+in bfloat16 on a CPU."""
 
 
 class StageTrainer(Trainer):
@@ -127,10 +128,10 @@ class StageTrainer(Trainer):
         """Attention by plain products where bfloat16 is trained on a CPU, over few tokens.
 
         There torch's flash attention takes about three times as long at up to 50 tokens, its backward pass above all;
-        at 200 it is a little faster (benchmarks/bf16_attention.py), and plain products keep every layer's maps.
+        at 200 about 1.4 times (benchmarks/bf16_attention.py), where plain products keep every layer's large maps.
         """
         plain = self.args.device.type == "cpu" and self.args.bf16 and longest(self.method, batch) < PLAIN_TOKENS
-        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+        return _plain_products() if plain else nullcontext()
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Trainer's choice, which has neither norms nor biases, without what has fewer than two dimensions: weight
@@ -195,6 +196,18 @@ class StageTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_method(self.method, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+@contextmanager
+def _plain_products() -> Iterator[None]:
+    """Attention by plain products, in the precision that it is asked in: torch would do bfloat16's in float32."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def longest(method: Method, batch: Mapping[str, Any]) -> int:
