@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import TRAINING_BEGAN
 from limbeck.method import Method, Stage
@@ -101,6 +102,7 @@ def run_stages(
             log.info("stage %s is finished, loaded from %s", stage.name, output)
             continue
         freeze(method, stage.trainable, (*method.teachers(), *method.followers()))
+        _keep_activations(method)
         args = training_arguments(output, seed, training, stage.training)
         if args.n_gpu > 1:
             raise ValueError(
@@ -132,6 +134,13 @@ def run_stages(
             write_text(finished, json.dumps({"steps": steps}))
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.free_memory()  # DeepSpeed's engine too: its hooks would reach the next stage
+
+
+def _keep_activations(method: Method) -> None:
+    """Gradient checkpointing off, as a stage begins; its Trainer turns on what the stage asks for."""
+    for module in method.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = False
 
 
 def _resume_point(output: Path, log_file: Path, stage: Stage, *, main: bool) -> Path | None:
