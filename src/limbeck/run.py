@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from limbeck.heap import keep_freed_memory
 from limbeck.recipe import CoMDRecipe, CTVLMRecipe, Recipe
 from limbeck.runs.comd import run_comd
 from limbeck.runs.ctvlm import run_ctvlm
@@ -16,6 +17,7 @@ def run_recipe(recipe: Recipe) -> Path:
     Of several processes (torchrun) all train, and the first one alone does what comes after.
     Everything that can be checked is checked before training starts. Raises RecipeError, DataError, ValueError.
     """
+    keep_freed_memory()
     match recipe:
         case CoMDRecipe():
             return run_comd(recipe)
