@@ -137,18 +137,17 @@ def test_checkpointed_layers_train_to_the_same_weights(write_recipe, tmp_path):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
 def test_checkpointing_is_on_in_the_stages_that_ask_for_it_alone(write_recipe, tmp_path):
     class Layers(TrainerCallback):
-        found: list[bool] = []
-
         def on_step_end(self, args, state, control, model, **kwargs):
             layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-            self.found.append(any(layer.gradient_checkpointing for layer in layers))
+            found.append(any(layer.gradient_checkpointing for layer in layers))
 
+    found: list[bool] = []
     stages = [
         {"name": name, "weights": {"contrastive": 1.0}, "training": {"gradient_checkpointing": asked, "max_steps": 1}}
         for name, asked in (("first", True), ("second", False), ("third", True))
     ]
     train(write_recipe(tmp_path, {"stages": stages}), callbacks=[Layers()])
-    assert Layers.found == [True, False, True]
+    assert found == [True, False, True]
 
 
 @pytest.mark.parametrize(("side", "words", "flash"), [(88, 20, False), (96, 20, True), (32, 200, True), (0, 20, False)])
