@@ -12,6 +12,7 @@ from transformers import BlipProcessor
 from limbeck import cli
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
 from limbeck.data.examples import DataError
+from limbeck.errors import Halted
 from limbeck.models.blip import Blip
 from limbeck.models.fusion import FusionConfig
 from limbeck.recipe import RecipeError, load_recipe
@@ -188,6 +189,85 @@ def test_losses_on_captions_want_captions(files):
     training = {**RECIPE["training"], "per_device_train_batch_size": 2}
     run = run_recipe(recipe_in(files, data=data, evaluation={}, stages=stages, training=training))
     assert (run / "student" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("questions", "weights", "reason"),
+    [
+        (0, {"answer": 1.0}, r"train answer on questions, but data\.pairs\.questions is 0; set"),
+        (
+            1,
+            {"contrastive": 1.0, "answer": 0.5},
+            r"train answer on questions, but no example of data\.train has one",
+        ),
+    ],
+)
+def test_losses_on_questions_want_questions(files, questions, weights, reason):
+    data = RECIPE["data"] | {"train": lines(files, "captions"), "pairs": {"questions": questions}}
+    recipe = recipe_in(files, data=data, evaluation={}, stages=[{"weights": weights}])
+    with pytest.raises(RecipeError, match=rf"stages\.0\.weights {reason}"):
+        run_recipe(recipe)
+    assert not (files / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "key"), [("captioning", "max_length"), ("vqa", "max_length"), ("vqa", "max_answer_length")]
+)
+def test_evaluations_longer_than_a_model_reads_are_refused_before_training(tmp_path, task, key):
+    with pytest.raises(RecipeError, match=rf"evaluation\.{task}\.{key}: 65, but the student has 64 positions"):
+        run_recipe(recipe_in(tmp_path, evaluation={"data": [HELD_OUT], task: {key: 65}}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_captions_are_scored_on_pictures_of_different_ids(tmp_path):
+    with pytest.raises(RecipeError, match=r"evaluation\.captioning\.data: .*one id for each picture; several have \["):
+        run_recipe(recipe_in(tmp_path, evaluation={"captioning": {"data": [HELD_OUT, HELD_OUT]}}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(tmp_path):
+    def sized(size):
+        return recipe_in(tmp_path, training={**RECIPE["training"], "per_device_train_batch_size": size}, evaluation={})
+
+    with pytest.raises(DataError, match="do not fill one batch of 1000"):
+        run_recipe(sized(1000))
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+    run_recipe(sized(2))
+    with pytest.raises(RecipeError, match=r"differs in training\.per_device_train_batch_size"):
+        run_recipe(sized(3))
+
+
+def test_a_finished_run_goes_on_with_what_changes_no_result(tmp_path):
+    run_recipe(recipe_in(tmp_path, evaluation={"data": [HELD_OUT], "retrieval": {}}))
+    moved = tmp_path / "moved"
+    (tmp_path / "run").rename(moved)
+    evaluation = {"data": [HELD_OUT], "retrieval": {"batch_size": 2, "max_skipped": 0.5}}
+    more = {"training": {**RECIPE["training"], "logging_steps": 7}, "export": ["retrieval"]}
+    recipe = recipe_in(tmp_path, evaluation=evaluation, **more)
+    recipe = recipe.model_copy(update={"output": str(moved)})
+    run_recipe(recipe)
+    assert (moved / "export" / "retrieval" / "config.json").is_file()
+
+
+def test_a_run_does_not_go_on_with_other_data(files):
+    data = RECIPE["data"] | {"train": lines(files, "captions")}
+    recipe = recipe_in(
+        files, data=data, evaluation={}, training={**RECIPE["training"], "per_device_train_batch_size": 1}
+    )
+    run = run_recipe(recipe)
+    (run / "student" / "config.json").unlink()
+    captions = files / "captions.jsonl"
+    captions.write_text(captions.read_text().replace('"caption": "', '"caption": "quite '))
+    with pytest.raises(RecipeError, match=r"run holds a run that began with other data \(fingerprint \w+, now \w+\)"):
+        run_recipe(recipe)
+
+
+def test_training_that_diverges_stops_and_saves_nothing(tmp_path):
+    training = {**RECIPE["training"], "learning_rate": 1e18, "max_steps": 6, "logging_steps": 1, "max_grad_norm": 0.0}
+    recipe = recipe_in(tmp_path, training=training, evaluation={}, stages=[{"weights": {"language": 1.0}}])
+    with pytest.raises(Halted, match=r"stage pretrain diverged: by step \d no number comes out of language"):
+        run_recipe(recipe)
+    assert not [*(tmp_path / "run").rglob("*.safetensors")]
 
 
 def test_a_hidden_word_is_the_tokenizers_own_mask(tmp_path):

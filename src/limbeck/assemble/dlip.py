@@ -61,8 +61,15 @@ def build_pairs(recipe: DLIPRecipe, source: Source, tokenizer: PreTrainedTokeniz
     return Pairs(source, tokenizer, recipe.data.transform, recipe.data.pairs, seed=recipe.seed)
 
 
-def check_captions(method: DLIP, pairs: Pairs) -> None:
-    """Raise RecipeError where a stage learns from captions that examples do not have."""
+def check_texts(method: DLIP, pairs: Pairs) -> None:
+    """Raise RecipeError where a stage learns from captions or questions that examples do not have."""
+    for index, stage in enumerate(method.stages() if not pairs.collate.with_questions else ()):
+        terms = method.question_terms(stage)
+        if terms:
+            reason = "no example of data.train has one"
+            if not pairs.config.questions:
+                reason = "data.pairs.questions is 0; set how many a picture is asked, such as data.pairs.questions: 1"
+            raise RecipeError(f"stages.{index}.weights train {listed(list(terms))} on questions, but {reason}")
     for index, stage in enumerate(method.stages() if pairs.without_caption else ()):
         terms = method.caption_terms(stage)
         if terms:
@@ -269,13 +276,19 @@ def _special_ids(role: str, family: str, tokenizer: PreTrainedTokenizerFast) -> 
 
 def _check_length(recipe: DLIPRecipe, role: str, model: Model) -> None:
     """Texts are cut to a number of tokens for which every model must have positions (a published CLIP has 77)."""
-    lengths = {"data.pairs": recipe.data.pairs.max_length}
-    if recipe.evaluation.retrieval is not None:
-        lengths["evaluation.retrieval"] = recipe.evaluation.retrieval.max_length
+    tasks = recipe.evaluation
+    lengths = {"data.pairs.max_length": recipe.data.pairs.max_length}
+    if tasks.retrieval is not None:
+        lengths["evaluation.retrieval.max_length"] = tasks.retrieval.max_length
+    if tasks.captioning is not None:
+        lengths["evaluation.captioning.max_length"] = tasks.captioning.max_length
+    if tasks.vqa is not None:
+        lengths["evaluation.vqa.max_length"] = tasks.vqa.max_length
+        lengths["evaluation.vqa.max_answer_length"] = tasks.vqa.max_answer_length
     positions = model.config.text.max_positions
     for where, length in lengths.items():
         if length > positions:
-            raise RecipeError(f"{where}.max_length: {length}, but the {role} has {positions} positions for a text")
+            raise RecipeError(f"{where}: {length}, but the {role} has {positions} positions for a text")
 
 
 def _check_mask(recipe: DLIPRecipe, student: Model, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,8 +10,8 @@ from limbeck.assemble.dlip import (
     build_method,
     build_student,
     build_teacher,
-    check_captions,
     check_evaluation,
+    check_texts,
     open_data,
     open_tokenizer,
 )
@@ -63,7 +63,7 @@ def examine_dlip(recipe: DLIPRecipe, *, steps: bool, memory: float | None, proce
         tasks = load_tasks(recipe.evaluation, Path(recipe.data.root))
         check_evaluation(recipe, tasks, source.examples, student, teacher)
         pairs = Pairs(sample, tokenizer, recipe.data.transform, recipe.data.pairs, seed=recipe.seed)
-        check_captions(method, pairs)
+        check_texts(method, pairs)
     except (RecipeError, DataError, ValueError, OSError) as error:
         return [Finding("models", "failed", str(error)), REST]
     text = f"{len(tokenizer):,} tokens, as many as the models have rows"

@@ -63,18 +63,21 @@ def check_speed(
 
 
 def stage_arguments(recipe: RunSettings, stages: Sequence[StageSettings]) -> dict[str, TrainingArguments]:
-    """Every stage's TrainingArguments by its name. Raises RecipeError."""
+    """Every stage's TrainingArguments by its name; it also joins the processes that torchrun started.
+
+    Raises RecipeError.
+    """
     made = {}
     for index, stage in enumerate(stages):
+        where = f"training, stages.{index}.training" if stage.training else "training"
         try:
             made[stage.name] = training_arguments(Path(recipe.output), recipe.seed, recipe.training, stage.training)
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"training, stages.{index}.training: {error}") from None
+            raise RecipeError(f"{where}: {error}") from None
         except ImportError as error:
-            reason = str(error).strip()
             raise RecipeError(
-                f"training, stages.{index}.training: {reason} If that is deepspeed, training.deepspeed=null behind the "
-                "recipe's name examines it without"
+                f"{where}: {str(error).strip()} If that is deepspeed, training.deepspeed=null behind the recipe's name "
+                "does without"
             ) from None
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -171,6 +172,12 @@ def check_data(
     for task in ("retrieval", "captioning"):
         if task in examples:
             require_captions(examples[task], f"evaluation.{task}.data")
+    if "captioning" in examples:
+        repeated = [name for name, count in Counter(each.id for each in examples["captioning"]).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"evaluation.captioning.data: COCO's metrics want one id for each picture; several have {repeated[:2]}"
+            )
     if config.vqa is None:
         return
     if not any(example.questions for example in examples["vqa"]):

@@ -27,6 +27,7 @@ from limbeck.methods.passes import (
     BRINGS,
     CAPTION_PASSES,
     PASSES,
+    QUESTION_PASSES,
     Model,
     Pairing,
     Pass,
@@ -150,16 +151,24 @@ class DLIP(Method):
     def caption_terms(self, stage: Stage) -> tuple[str, ...]:
         """What a stage trains, by terms with a weight, that looks at captions."""
         weights = expand_weights(stage.weights, self.terms())
-        return tuple(term for term, weight in weights.items() if weight and self._reads_captions(term))
+        return tuple(
+            term
+            for term, weight in weights.items()
+            if weight and (term == "masked_language" or not self._passes(term).isdisjoint(CAPTION_PASSES))
+        )
 
-    def _reads_captions(self, term: str) -> bool:
+    def question_terms(self, stage: Stage) -> tuple[str, ...]:
+        """What a stage weighs by name that looks at nothing but questions and answers."""
+        named = (term for term in stage.weights if term in self.terms() and stage.weights[term])
+        return tuple(term for term in named if not self._passes(term).isdisjoint(QUESTION_PASSES))
+
+    def _passes(self, term: str) -> set[Pass]:
+        """The passes that a term looks at."""
         if term in TERM_PASSES:
-            passes = TERM_PASSES[term]
-        elif term in self.logit_terms:
-            passes = LOGIT_PASSES[self.logit_terms[term]]
-        else:
-            passes = (term.split("/")[1],)
-        return term == "masked_language" or not set(CAPTION_PASSES).isdisjoint(passes)
+            return set(TERM_PASSES[term])
+        if term in self.logit_terms:
+            return set(LOGIT_PASSES[self.logit_terms[term]])
+        return {term.split("/")[1]}
 
     def teachers(self) -> tuple[str, ...]:
         return ("teacher",)

@@ -22,6 +22,8 @@ its picture; `answer` decoded from the fused question"""
 PASSES: tuple[Pass, ...] = ("image", "text", "fused", "decoded", "question", "answer")
 CAPTION_PASSES: tuple[Pass, ...] = ("text", "fused", "decoded")
 """The passes that read a picture's caption."""
+QUESTION_PASSES: tuple[Pass, ...] = ("question", "answer")
+"""The passes that read a question about it."""
 
 BRINGS = {
     "text encoder": "retrieval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -42,6 +43,19 @@ class ScheduleConfig(Section):
     """absolute learning rate that it never falls below"""
 
 
+CHANGEABLE_TRAINING = (
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_prefetch_factor",
+    "disable_tqdm",
+    "logging_steps",
+    "report_to",
+    "save_steps",
+    "save_total_limit",
+)
+"""TrainingArguments that change no result"""
+
+
 class RunSettings(Section):
     """What a recipe of any method has."""
 
@@ -52,7 +66,13 @@ class RunSettings(Section):
     """TrainingArguments by their own names"""
     schedule: ScheduleConfig | None = None
     """None: TrainingArguments' lr_scheduler_type"""
-    changeable: ClassVar[tuple[str, ...]] = ("data.max_skipped",)
+    changeable: ClassVar[tuple[str, ...]] = (
+        "output",  # the folder was moved, or is called by another path
+        "export",
+        "data.max_skipped",
+        *(f"evaluation.*{name}" for name in ("max_skipped", "batch_size", "pair_batch", "workers")),
+        *(f"training.{name}" for name in CHANGEABLE_TRAINING),
+    )
     """globs over keys that change no result: a run folder goes on where they differ"""
     gradient_share_steps: int = Field(default=200, ge=0)
     """how often each term's share of the gradient is measured, in steps; it costs a backward pass per term; 0 never"""
@@ -74,16 +94,34 @@ def check_stages(recipe: RunSettings, stages: Sequence[StageSettings]) -> None:
         )
 
 
+LIMBECKS_OWN = {
+    "output_dir": "limbeck sets it from the recipe's `output`",
+    "seed": "limbeck sets it from the recipe's `seed`",
+}
+"""TrainingArguments that other keys of a recipe set."""
+NOT_TO_BE_HAD = {
+    "label_smoothing_factor": "the losses are the method's own; DLIP's captions have `dlip.vlp.label_smoothing`",
+    "neftune_noise_alpha": "limbeck's models have no noise in their embeddings",
+    "push_to_hub": "a run uploads nothing; `hf upload` does, once it is done",
+    "eval_strategy": "models are tried when they are done, as the recipe's `evaluation` says",
+    "save_only_model": "a run could not go on from such a checkpoint",
+    "ignore_data_skip": "a run that goes on would see other data than one that never stopped",
+    "resume_from_checkpoint": "the same command goes on by itself from the run folder's last checkpoint",
+    "dataloader_persistent_workers": "a run that goes on would see other data than one that never stopped",
+}
+"""TrainingArguments that stay at their default, and why."""
+LEAST = {"learning_rate": 0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+"""TrainingArguments that TrainingArguments itself takes at any number."""
 _ANY_TYPE = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def check_training(where: str, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError where a setting is no field of TrainingArguments, of a wrong type, or limbeck's own to set."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    """Raise ValueError where a setting is no field of TrainingArguments, of a wrong type or size, or not to be had."""
+    known = {field.name: field.default for field in dataclasses.fields(TrainingArguments) if field.init}
     types = get_type_hints(TrainingArguments)
     for name, value in settings.items():
-        if name in ("output_dir", "seed"):
-            raise ValueError(f"{where}.{name}: limbeck sets it from the recipe's `{name.partition('_')[0]}`")
+        if name in LIMBECKS_OWN:
+            raise ValueError(f"{where}.{name}: {LIMBECKS_OWN[name]}")
         if name not in known:
             raise ValueError(f"{where}.{name}: TrainingArguments has no such setting{nearest(name, known)}")
         try:
@@ -93,6 +131,10 @@ def check_training(where: str, settings: Mapping[str, Any]) -> None:
         choices = [member.value for kind in _enums(types[name]) for member in kind]
         if choices and value not in choices:
             raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
+        if name in NOT_TO_BE_HAD and value != known[name]:
+            raise ValueError(f"{where}.{name}: {NOT_TO_BE_HAD[name]}; leave it out (found {value!r})")
+        if name in LEAST and not LEAST[name] <= value < math.inf:
+            raise ValueError(f"{where}.{name}: wanted {LEAST[name]} or more (found {value!r})")
 
 
 def _enums(annotation: Any) -> list[type[Enum]]:

@@ -47,6 +47,7 @@ from limbeck.data.conversations import ConversationSource
 from limbeck.data.examples import FileImage, ImageSource, Skipped
 from limbeck.data.processed import ProcessedDialogues
 from limbeck.distributed import device_here, rank
+from limbeck.doctor.speed import stage_arguments
 from limbeck.errors import TRAINING_BEGAN
 from limbeck.evaluation.generative.asker import LocalAsker
 from limbeck.evaluation.generative.benchmarks import load_benchmark
@@ -55,7 +56,7 @@ from limbeck.method import Stage
 from limbeck.methods.comd import CoMD
 from limbeck.models.vlm import save_vlm
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, tuning_name
-from limbeck.runs.folder import check_training, record, refuse_another_recipe, whole_folder
+from limbeck.runs.folder import record, refuse_another_recipe, whole_folder
 from limbeck.runs.gallery import save_picture
 from limbeck.runs.writers import evaluate, examine, is_evaluated, open_saved
 from limbeck.training.checkpoint import write_text
@@ -70,7 +71,7 @@ WAIT = 2.0
 def run_comd(recipe: CoMDRecipe) -> Path:
     """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder."""
     folder, started = Path(recipe.output), time.time()
-    check_training(folder, recipe, recipe.all_stages)
+    stage_arguments(recipe, recipe.all_stages)
     refuse_another_recipe(folder, recipe)
     for benchmark in recipe.evaluation.benchmarks:
         load_benchmark(benchmark, Path(recipe.data.root))
@@ -112,7 +113,8 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
         skipped.add(source.skipped)
     left_out = [entry for source in sources for entry in source.set_aside]
     _list_left_out(folder, [*left_out, *(entry for dataset in data.values() for entry in dataset.left_out)])
-    record(folder, recipe, "-".join(dict.fromkeys(dataset.fingerprint() for dataset in data.values())))
+    fingerprint = "-".join(dict.fromkeys(dataset.fingerprint() for dataset in data.values()))
+    record(folder, recipe, fingerprint)
 
     rounds = None
     if instructions is not None:
@@ -142,8 +144,7 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
             rounds.close()
     if rank() == 0:
         save_student(folder / "student", student)
-        seconds = time.time() - started
-        record(folder, recipe, "-".join(dataset.fingerprint() for dataset in data.values()), seconds=seconds)
+        record(folder, recipe, fingerprint, seconds=time.time() - started)
 
 
 class _Rounds:

@@ -32,12 +32,13 @@ from limbeck.assemble.writers import eye_normalization, open_tokenizer
 from limbeck.data.chat import Chat
 from limbeck.distributed import rank
 from limbeck.doctor import refuse_unsound
+from limbeck.doctor.speed import stage_arguments
 from limbeck.errors import TRAINING_BEGAN
 from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.models.duet import Duet
 from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
-from limbeck.runs.folder import check_training, record, refuse_another_recipe, whole_folder
+from limbeck.runs.folder import record, refuse_another_recipe, whole_folder
 from limbeck.runs.writers import examine, open_saved
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
@@ -50,7 +51,7 @@ ROLES = {"large": ".", "tiny": "tiny"}
 def run_ctvlm(recipe: CTVLMRecipe) -> Path:
     """Do all that a recipe says, going on where an earlier call was cut off. Returns the run folder."""
     folder, started = Path(recipe.output), time.time()
-    check_training(folder, recipe, recipe.stages)
+    stage_arguments(recipe, recipe.stages)
     refuse_another_recipe(folder, recipe)
     for benchmark in recipe.evaluation.benchmarks:
         load_benchmark(benchmark, Path(recipe.data.root))

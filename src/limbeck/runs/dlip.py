@@ -27,8 +27,8 @@ from limbeck.assemble.dlip import (
     build_pairs,
     build_student,
     build_teacher,
-    check_captions,
     check_evaluation,
+    check_texts,
     examples_of,
     open_data,
     open_teacher,
@@ -39,6 +39,7 @@ from limbeck.data.examples import Example, number_of
 from limbeck.data.tokenizer import FolderTokenizer, load_tokenizer
 from limbeck.distributed import device_here, rank
 from limbeck.doctor import refuse_untrained
+from limbeck.doctor.speed import stage_arguments
 from limbeck.errors import TRAINING_BEGAN
 from limbeck.evaluation.attention_view import attention_view
 from limbeck.evaluation.evaluate import evaluate, load_tasks
@@ -50,7 +51,7 @@ from limbeck.models.files import fingerprint
 from limbeck.models.hub import shipped
 from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, RecipeError
-from limbeck.runs.folder import check_training, claim_evaluation, record, refuse_another_recipe, whole_folder
+from limbeck.runs.folder import claim_evaluation, record, refuse_another_recipe, whole_folder
 from limbeck.runs.gallery import save_picture
 from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
@@ -72,7 +73,7 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
     """
     folder = Path(recipe.output)
     started = time.time()
-    check_training(folder, recipe, recipe.stages)
+    stage_arguments(recipe, recipe.stages)
     root = Path(recipe.data.root)
     tasks = load_tasks(recipe.evaluation, root)
     refuse_another_recipe(folder, recipe)
@@ -85,7 +86,7 @@ def run_dlip(recipe: DLIPRecipe) -> Path:
         method = build_method(recipe, student, teacher)
         check_evaluation(recipe, tasks, source.examples, student, teacher)
         pairs = build_pairs(recipe, source, tokenizer)
-        check_captions(method, pairs)
+        check_texts(method, pairs)
         refuse_untrained(recipe, student, teacher)
         skipped = SkipLog(folder / "skipped.jsonl", len(source.examples) + len(source.skipped), recipe.data.max_skipped)
         skipped.add(source.skipped)

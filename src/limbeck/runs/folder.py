@@ -1,9 +1,9 @@
-"""The run folder of any method: whose it is, what it was made with, and that its training settings are right."""
+"""The run folder of any method: whose it is, and what it was made with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,25 +13,18 @@ from typing import Any
 import yaml
 
 from limbeck.distributed import rank
-from limbeck.recipe.shared import RecipeError, RunSettings, StageSettings
+from limbeck.recipe.shared import RecipeError, RunSettings
 from limbeck.training.checkpoint import write_text
-from limbeck.training.run import record_environment, training_arguments
+from limbeck.training.run import record_environment
 
-
-def check_training(folder: Path, recipe: RunSettings, stages: Sequence[StageSettings]) -> None:
-    """Let TrainingArguments judge every stage's settings; it also joins the processes that torchrun started."""
-    for index, stage in enumerate(stages):
-        try:
-            training_arguments(folder, recipe.seed, recipe.training, stage.training)
-        except (ValueError, TypeError) as error:
-            where = f"training, stages.{index}.training" if stage.training else "training"
-            raise RecipeError(f"{where}: {error}") from None
+BEFORE_TRAINING = {"recipe.yaml", "environment.json", "skipped.jsonl", "left_out.jsonl", "stages"}
+"""What stands in a run folder before the first step"""
 
 
 def refuse_another_recipe(folder: Path, recipe: RunSettings) -> None:
-    """Make sure that a run folder that is there already belongs to this recipe, but for what changes no result."""
+    """Make sure that a folder in which a run did something belongs to this recipe, but for what changes no result."""
     path = folder / "recipe.yaml"
-    if not path.exists():
+    if not path.exists() or not _holds_work(folder):
         return
     old, new = yaml.safe_load(path.read_text(encoding="utf-8")), json.loads(recipe.model_dump_json())
     changed = [key for key in _differences(old, new) if not any(fnmatchcase(key, glob) for glob in recipe.changeable)]
@@ -41,6 +34,14 @@ def refuse_another_recipe(folder: Path, recipe: RunSettings) -> None:
             f"{folder} holds the run of another recipe; it differs in {', '.join(changed[:5])}. "
             "Give this recipe an `output` of its own, or delete that folder"
         )
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a run left more in its folder than what it writes down before its first step."""
+    more = {path.name for path in folder.iterdir()} - BEFORE_TRAINING
+    return bool(more) or any(
+        path.name == "finished.json" or path.name.startswith("checkpoint-") for path in folder.glob("stages/*/*")
+    )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -69,7 +70,17 @@ def claim_evaluation(out: Path, about: Mapping[str, Any]) -> None:
 
 
 def record(folder: Path, recipe: RunSettings, data_fingerprint: str, seconds: float | None = None) -> None:
-    """Write the resolved recipe, by which the folder is this recipe's from now on, and what it runs on."""
+    """Write the resolved recipe, by which the folder is this recipe's from now on, and what it runs on.
+
+    Raises RecipeError where a run goes on with other data than it began with.
+    """
+    place = folder / "environment.json"
+    known = json.loads(place.read_text(encoding="utf-8"))["data_fingerprint"] if place.exists() else data_fingerprint
+    if known != data_fingerprint and _holds_work(folder):
+        raise RecipeError(
+            f"{folder} holds a run that began with other data (fingerprint {known}, now {data_fingerprint}): a record, "
+            "a text or their order is not what it was. Put the data back, or give the recipe an `output` of its own"
+        )
     if rank() == 0:
         values = json.loads(recipe.model_dump_json())
         write_text(folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_drop_last": True,
     "ddp_broadcast_buffers": False,
     "ddp_find_unused_parameters": True,
+    "logging_nan_inf_filter": False,
     "logging_steps": 10,
     "optim": "adamw_torch_fused",
     "remove_unused_columns": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from limbeck.data.dataset import EpochSampler
 from limbeck.data.examples import DataError, Skipped
+from limbeck.errors import Halted
 from limbeck.method import Loss, Method, Stage
+from limbeck.models.files import listed
 from limbeck.training.checkpoint import rotate, seal
 from limbeck.training.meter import Meter, gradient_shares
 from limbeck.training.skips import SkipLog
@@ -160,6 +163,7 @@ class StageTrainer(Trainer):
         pairs = self._batch_size * self.args.gradient_accumulation_steps * (self.state.global_step - self.meter.since)
         logs["samples_per_second"] = round(pairs / (time.perf_counter() - self.meter.started), 3)
         record = self.meter.drain(self.state.global_step, self.args.world_size)
+        self._refuse_diverged(record["terms"])
         flat = {f"{group}/{name}": value for group in record for name, value in record[group].items()}
         super().log({**logs, **flat}, start_time)
         if self.is_world_process_zero():
@@ -173,6 +177,16 @@ class StageTrainer(Trainer):
             line["weights"] = dict(self.meter.weights)
             with self.log_file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def _refuse_diverged(self, terms: Mapping[str, float]) -> None:
+        """Raise Halted where a term is not finite; in float16 a step may overflow, and is passed over."""
+        lost = [name for name, value in terms.items() if not math.isfinite(value)]
+        if lost and not self.args.fp16:
+            raise Halted(
+                f"stage {self.stage.name} diverged: by step {self.state.global_step} no number comes out of "
+                f"{listed(lost)}. A smaller training.learning_rate, a longer "
+                "warm-up or training.max_grad_norm help; give the changed recipe an `output` of its own"
+            )
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         keep, self.args.save_total_limit = self.args.save_total_limit, None
@@ -236,10 +250,16 @@ def count_batch(batch: Batch | ConversationBatch) -> Tensor:
 
 
 def save_method(method: Method, path: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write everything of a method but its teachers; of tied weights the first name."""
+    """Write everything of a method but its teachers; of tied weights the first name.
+
+    Raises Halted where a weight is not finite: what is written can be gone on with.
+    """
     state = method.state_dict() if state is None else state
     left_out = tuple(f"{name}." for name in method.teachers())
     kept = {name: x for name, x in state.items() if not name.startswith(left_out)}
+    lost = [name for name, x in kept.items() if x.is_floating_point() and not x.isfinite().all()]
+    if lost:
+        raise Halted(f"training diverged: {lost[0]} and {len(lost) - 1} more weights are no numbers; nothing was saved")
     first = _first_names(kept)
     save_file({name: x.contiguous() for name, x in kept.items() if first[name] == name}, path)
 
