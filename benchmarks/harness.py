@@ -168,6 +168,7 @@ def publish(
     console.print(_table("claims", verdicts))
     if options.json:
         content = {"rows": list(map(dict, rows)), "claims": list(map(asdict, claims)), "machine": where, "date": date}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=2) + "\n")
     if options.write_docs:
         head = f"{where}; {date}" + (f"\n\n{note}" if note else "")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from limbeck.errors import TRAINING_BEGAN
 from limbeck.method import Method, Stage
 from limbeck.training.checkpoint import discard_torn, latest, write_text
 from limbeck.training.freeze import freeze
+from limbeck.training.schedule import Schedule
 from limbeck.training.skips import SkipLog
 from limbeck.training.trainer import WEIGHTS, StageTrainer, load_method, save_method
 
@@ -83,7 +85,7 @@ def run_stages(
     folder: Path,
     seed: int,
     training: Mapping[str, Any],
-    schedule: Callable[[int, int, int], float] | None = None,
+    schedule: Schedule | None = None,
     skipped: SkipLog,
     gradient_share_steps: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
@@ -183,7 +185,7 @@ def record_environment(folder: Path, *, seed: int, data_fingerprint: str, second
                 "seed": seed,
                 "data_fingerprint": data_fingerprint,
                 "machine": describe_machine(),
-                "command": " ".join(["limbeck", *sys.argv[1:]]),
+                "command": shlex.join(["limbeck", *sys.argv[1:]]),
                 "started": datetime.fromtimestamp(time.time() - (seconds or 0), UTC).isoformat(timespec="seconds"),
                 "seconds": seconds,
             },

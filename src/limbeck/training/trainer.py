@@ -28,6 +28,7 @@ from limbeck.method import Loss, Method, Stage
 from limbeck.models.files import listed
 from limbeck.training.checkpoint import rotate, seal
 from limbeck.training.meter import Meter, gradient_shares
+from limbeck.training.schedule import Schedule
 from limbeck.training.skips import SkipLog
 from limbeck.types import IGNORE, Batch, ConversationBatch, Counts
 
@@ -49,7 +50,7 @@ class StageTrainer(Trainer):
         dataset: Dataset,
         collate: Callable[[Sequence[Any]], Any],
         *,
-        schedule: Callable[[int, int, int], float] | None,
+        schedule: Schedule | None,
         skipped: SkipLog,
         log_file: Path,
         gradient_share_steps: int,
@@ -146,10 +147,12 @@ class StageTrainer(Trainer):
         """The recipe's own schedule where it has one, else TrainingArguments' by name."""
         if self.schedule is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        schedule, per_epoch = self.schedule, self.steps_per_epoch
+        schedule, per_epoch, peak = self.schedule, self.steps_per_epoch, self.args.learning_rate
         optimizer = optimizer or self.optimizer
         assert isinstance(optimizer, torch.optim.Optimizer)
-        self.lr_scheduler = LambdaLR(optimizer, lambda step: schedule(step, per_epoch, num_training_steps))
+        self.lr_scheduler = LambdaLR(
+            optimizer, lambda step: schedule(step, per_epoch, num_training_steps, peak) / (peak or 1.0)
+        )
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
