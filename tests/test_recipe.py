@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
-from limbeck.recipe import DLIPRecipe, RecipeError, find_recipe, load_recipe, shipped_recipes
+from limbeck.recipe import DLIPRecipe, RecipeError, find_recipe, load_recipe, recipe_schema, shipped_recipes
 from limbeck.run import run_recipe
 
 RECIPE = """
@@ -39,6 +39,8 @@ def recipe(tmp_path) -> Path:
     ("override", "message"),
     [
         ("student.vison.width=3", r"student\.vison: unknown key; did you mean 'vision'\? \(valid here: answer_decoder"),
+        ("stages=[{weights: {hidden: -1.0}}]", r"stages\.0\.weights\.hidden: .*greater than or equal to 0"),
+        ("stages=[{weights: {hidden: .nan}}]", r"stages\.0\.weights\.hidden: .*finite number"),
         ("student.vision.widht=3", r"student\.vision\.widht: unknown key; did you mean 'width'\?"),
         ("traning.max_steps=1", r"traning: unknown key; did you mean 'training'\?"),
         (
@@ -67,6 +69,19 @@ def recipe(tmp_path) -> Path:
         ("training.learning_rate=fast", r"training\.learning_rate: .*number \(found 'fast'\)"),
         ("training.per_device_train_batch_size='8'", r"training\.per_device_train_batch_size: .*integer"),
         ("training.lr_scheduler_type=linnear", r"training\.lr_scheduler_type: 'linnear' is none of.*mean 'linear'"),
+        ("training.learning_rate=-1e-4", r"training\.learning_rate: wanted 0 or more \(found -0\.0001\)"),
+        ("training.learning_rate=.nan", r"training\.learning_rate: wanted 0 or more \(found nan\)"),
+        ("training.per_device_train_batch_size=0", r"per_device_train_batch_size: wanted 1 or more \(found 0\)"),
+        ("training.gradient_accumulation_steps=0", r"gradient_accumulation_steps: wanted 1 or more \(found 0\)"),
+        ("training.label_smoothing_factor=0.1", r"smoothing_factor: .*`dlip\.vlp\.label_smoothing`; leave it out"),
+        ("training.neftune_noise_alpha=5.0", r"training\.neftune_noise_alpha: .*no noise.*leave it out"),
+        ("training.push_to_hub=true", r"training\.push_to_hub: a run uploads nothing.*\(found True\)"),
+        ("training.eval_strategy=epoch", r"training\.eval_strategy: .*`evaluation` says; leave it out"),
+        ("training.save_only_model=true", r"training\.save_only_model: .*could not go on"),
+        ("training.ignore_data_skip=true", r"training\.ignore_data_skip: .*other data"),
+        ("training.resume_from_checkpoint=x", r"training\.resume_from_checkpoint: the same command goes on by itself"),
+        ("training.dataloader_persistent_workers=true", r"training\.dataloader_persistent_workers: .*other data"),
+        ("stages=[{training: {push_to_hub: true}}]", r"stages\.0\.training\.push_to_hub: a run uploads nothing"),
         ("training.output_dir=x", r"training\.output_dir: limbeck sets it from the recipe's `output`"),
         ("stages=[{training: {max_step: 1}}]", r"stages\.0\.training\.max_step: .*did you mean 'max_steps'\?"),
         ("stages=[{name: a}, {name: a}]", r"stages: two stages of one name"),
@@ -76,6 +91,12 @@ def test_a_mistake_names_file_key_and_the_nearest_choice(recipe, override, messa
     with pytest.raises(RecipeError, match=rf"(?s){recipe}:\n  .*{message}") as error:
         load_recipe(str(recipe), [override])
     assert str(error.value).count("\n") == 1, "one mistake, one line"
+
+
+def test_settings_that_stay_at_their_default_may_be_written_down(recipe):
+    settings = {"eval_strategy": "no", "push_to_hub": False, "label_smoothing_factor": 0.0, "learning_rate": 0}
+    overrides = [f"training.{name}={value}" for name, value in settings.items()]
+    assert load_recipe(str(recipe), overrides).training.items() >= settings.items()
 
 
 def test_all_mistakes_are_told_at_once(recipe):
@@ -93,6 +114,16 @@ def test_all_mistakes_are_told_at_once(recipe):
         ("base: other.yaml\n", r"recipe\.yaml: base: there is no file .*other\.yaml"),
         ("base: recipe.yaml\n", "leads back to itself"),
         ("!!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        (
+            "seed: 1\noutput: {{ run }}\n",
+            r"(?s)recipe\.yaml: .*wanted a name as key, found a mapping.*line 2, column 10",
+        ),
+        ("[a, b]: 1\n", r"(?s)recipe\.yaml: .*wanted a name as key, found a list.*line 1, column 1"),
+        ("output: !!binary aGk=\n", r"(?s)recipe\.yaml: .*tag 'tag:yaml\.org,2002:binary'.*line 1, column 9"),
+        ("!!binary aGk=: 1\n", r"(?s)recipe\.yaml: .*2002:binary'.*line 1, column 1"),
+        ("output: !!set {a}\n", r"(?s)recipe\.yaml: .*2002:set'.*line 1"),
+        ("seed: !!int one\n", r"recipe\.yaml: not valid YAML: .*'one'"),
+        ("method: [a]\n", r"recipe\.yaml: method: \['a'\] is none of dlip, ctvlm, comd"),
     ],
 )
 def test_a_file_that_is_no_recipe_says_where(tmp_path, text, message):
@@ -213,13 +244,14 @@ def test_overrides_reach_into_sections_and_lists(recipe):
         ("seed", "write key.path=value"),
         ("=3", "write key.path=value"),
         ("seed=[", "not valid YAML"),
+        ("output={{ run }}", "not valid YAML: .*wanted a name as key"),
         ("data.train.3.count=1", "'3' is no index of a list of 1"),
         ("data.train.first.count=1", "'first' is no index"),
         ("output.x=1", "output is no section"),
     ],
 )
 def test_an_override_that_leads_nowhere_is_an_error(recipe, override, message):
-    with pytest.raises(RecipeError, match=rf"override '{override.replace('[', '.')}.*{message}"):
+    with pytest.raises(RecipeError, match=rf"(?s)override '{override.replace('[', '.')}.*{message}"):
         load_recipe(str(recipe), [override])
 
 
@@ -244,6 +276,20 @@ def test_shipped_names_and_the_nearest_of_them():
         find_recipe("dlip/quickstrat")
     with pytest.raises(RecipeError, match="limbeck recipe list"):
         find_recipe("xyz.yaml")
+
+
+def test_the_schema_takes_what_a_base_brings_and_changes_by_name():
+    schema = recipe_schema()
+    for choice in schema["anyOf"]:
+        recipe = schema["$defs"][choice["$ref"].rpartition("/")[2]]
+        assert "required" not in recipe
+        assert recipe["properties"]["base"]["type"] == "string"
+        assert [kind["type"] for kind in recipe["properties"]["stages"]["anyOf"]] == ["array", "object"]
+    assert "required" not in schema["$defs"]["WordPieceTokenizer"], "a base can bring the kind"
+    assert schema["$defs"]["JsonlConfig"]["required"] == ["source", "path"], "a list's items stand alone"
+    known = {key for name in ("DLIP", "CTVLM", "CoMD") for key in schema["$defs"][f"{name}Recipe"]["properties"]}
+    for name in shipped_recipes():
+        assert yaml.safe_load(find_recipe(name).read_text()).keys() <= known
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

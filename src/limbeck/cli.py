@@ -56,7 +56,8 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
         folder = run_recipe(settings)
     except RecipeError as error:
         raise RecipeError(f"{find_recipe(recipe)}: {error}") from None
-    console.print(f"done: [bold]{folder}[/bold]; its page: limbeck report {folder}")
+    place = escape(str(folder))
+    console.print(f"done: [bold]{place}[/bold]; its page: limbeck report {place}", soft_wrap=True)
 
 
 @app.command()
@@ -112,7 +113,7 @@ def profile(
     what: Annotated[list[str] | None, typer.Argument(help="recipes, run folders or model folders")] = None,
     scales: Annotated[bool, typer.Option("--scales", help="every tower of DLIP's Table 1 instead")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, for scripts")] = False,
-    batch_size: Annotated[int, typer.Option(help="pictures at a time when latency is measured")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures at a time when latency is measured")] = 1,
 ) -> None:
     """Parameters, MACs in both conventions, latency and peak memory, side by side."""
     from limbeck.evaluation.profile import scale_table
@@ -138,7 +139,8 @@ def report(
     from limbeck.quickstart import report_runs
 
     paths = report_runs(out or folders[0], folders, title)
-    console.print(f"[bold]{paths.html}[/bold]\n{paths.markdown}\n{paths.json}")
+    html, markdown, as_json = (escape(str(path)) for path in (paths.html, paths.markdown, paths.json))
+    console.print(f"[bold]{html}[/bold]\n{markdown}\n{as_json}", soft_wrap=True)
 
 
 @app.command()
@@ -147,8 +149,8 @@ def quickstart(out: Annotated[Path, typer.Option(help="the folder of the result"
     from limbeck.quickstart import quickstart
 
     paths = quickstart(out)
-    console.print(Path(paths.markdown).read_text(), markup=False)
-    console.print(f"the page: [bold]{paths.html}[/bold]")
+    console.print(paths.markdown.read_text(), markup=False, soft_wrap=True)
+    console.print(f"the page: [bold]{escape(str(paths.html))}[/bold]", soft_wrap=True)
 
 
 @recipes.command("list")
@@ -173,11 +175,9 @@ def show_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
 @recipes.command("schema")
 def recipe_schema() -> None:
     """The JSON Schema of a recipe, for editors."""
-    from pydantic import TypeAdapter
+    from limbeck import recipe
 
-    from limbeck.recipe import Recipe
-
-    sys.stdout.write(json.dumps(TypeAdapter(Recipe).json_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(recipe.recipe_schema(), indent=2) + "\n")
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""What pydantic finds wrong with a recipe, as key path, what was found and what would be right."""
+"""Mistakes in plain words: what pydantic finds wrong with a recipe, what may have been meant, a damaged file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -49,6 +50,22 @@ def nearest(found: str, choices: Iterable[str]) -> str:
     """The end of a message: what may have been meant, or nothing."""
     near = get_close_matches(found, list(choices), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def damaged(file: Path, reason: str) -> str:
+    """What is wrong with a file that cannot be read: `reason`, unless Git LFS left a pointer in the file's place."""
+    if is_pointer(file):
+        reason = "a pointer of Git LFS, not the file itself; `git lfs pull` in its repository fetches that"
+    return f"{file}: {reason}"
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    with file.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
+
+
+_POINTER = b"version https://git-lfs"
 
 
 def _path(model: type[BaseModel], loc: Sequence[int | str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -48,40 +49,48 @@ def compare_profiles(names: Sequence[str], batch_size: int) -> list[dict[str, An
 
 
 def print_profiles(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """A table of models of pairs and one of models that write, where there are any."""
+    """Tables of models of pairs and of models that write, where there are any; each of as many as the console takes."""
     writers = [row for row in rows if "tokens_per_second" in row]
     pairs = [row for row in rows if "tokens_per_second" not in row]
-    if pairs:
-        console.print(_pairs_table(pairs))
-    if writers:
-        console.print(_writers_table(writers))
+    beside = max(1, (console.width - LABEL_WIDTH - 4) // (NUMBER_WIDTH + 3))  # a column has 2 spaces and a line
+    for kin, table in ((pairs, _pairs_table), (writers, _writers_table)):
+        for start in range(0, len(kin), beside):
+            console.print(table(kin[start : start + beside]))
+
+
+LABEL_WIDTH = 20
+"""characters of the longest label of a row"""
+NUMBER_WIDTH = 12
+"""characters that a number needs at most; the names above them are folded"""
+
+
+def _models_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """A table without rows yet: a column of labels and one for each model."""
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_column(escape(row["name"]), justify="right", overflow="fold", min_width=NUMBER_WIDTH)
+    return table
 
 
 def _pairs_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Parameters and MACs in both conventions, latency by pass, peak memory."""
-    table = Table(title=f"latency and memory of {rows[0]['batch_size']} image-text pairs at a time")
-    for heading in ("model", "parameters", "without positions", "MACs", "with attention"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for heading in ("image ms", "text ms", "fusion ms", "whole ms", "peak MiB"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        latency = row["latency_ms"]
-        table.add_row(
-            row["name"],
-            *(_millions(row[key]) for key in ("parameters", "parameters_without_positions")),
-            *(_giga(row[key]) for key in ("macs", "macs_with_attention")),
-            *(f"{latency[key]:.2f}" if key in latency else "-" for key in ("image", "text", "fusion", "whole")),
-            f"{row['peak_memory_mib']:.1f}",
-        )
+    """Models side by side: parameters and MACs in both conventions, latency by pass, peak memory."""
+    table = _models_table(rows, f"latency and memory of {rows[0]['batch_size']} image-text pairs at a time")
+    table.add_row("parameters", *(_millions(row["parameters"]) for row in rows))
+    table.add_row("  without positions", *(_millions(row["parameters_without_positions"]) for row in rows))
+    table.add_row("MACs", *(_giga(row["macs"]) for row in rows))
+    table.add_row("  with attention", *(_giga(row["macs_with_attention"]) for row in rows))
+    for part in ("image", "text", "fusion", "whole"):
+        times = [row["latency_ms"].get(part) for row in rows]
+        table.add_row(f"{part} ms", *("-" if time is None else f"{time:.2f}" for time in times))
+    table.add_row("peak MiB", *(f"{row['peak_memory_mib']:.1f}" for row in rows))
     return table
 
 
 def _writers_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Models side by side: parameters by tower, MACs in both conventions, latency by token, speed, peak memory."""
     tokens, words, size = (rows[0][key] for key in ("new_tokens", "words", "batch_size"))
-    table = Table("", title=f"{tokens} tokens about a picture and {words} words, {size} at a time")
-    for row in rows:
-        table.add_column(row["name"], justify="right", overflow="fold")
+    table = _models_table(rows, f"{tokens} tokens about a picture and {words} words, {size} at a time")
     towers = dict.fromkeys(tower for row in rows for tower in row["parameters_by_tower"])
     table.add_row("parameters", *(_millions(row["parameters"]) for row in rows))
     for tower in towers:

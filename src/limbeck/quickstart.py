@@ -7,8 +7,9 @@ from pathlib import Path
 from limbeck.data.builtin import ATTRIBUTION
 from limbeck.recipe import load_recipe
 from limbeck.report.page import ReportPaths, make_report
-from limbeck.report.runs import RunEntry
+from limbeck.report.runs import RunEntry, names_of
 from limbeck.report.stages import is_distilled, method_of
+from limbeck.report.teachers import refuse_other_teachers
 from limbeck.report.writers import is_writers
 from limbeck.run import run_recipe
 
@@ -27,34 +28,46 @@ def quickstart(out: Path) -> ReportPaths:
     for name in ("plain", "distilled"):
         recipe = "dlip/quickstart" + ("_plain" if name == "plain" else "")
         run_recipe(load_recipe(recipe, [f"output={out / name}"]))
-    return report_runs(out, [out / "plain", out / "distilled"], "limbeck quickstart", f"{NOTES}\n\n{ATTRIBUTION}")
+    return report_runs(out, [out / "plain", out / "distilled"], "limbeck quickstart", NOTES)
 
 
 def report_runs(out: Path, folders: list[Path], title: str, notes: str = "") -> ReportPaths:
     """The page of some run folders; the teacher that they share comes first, by its role and once.
 
     A run whose models write, such as CTVLM's or CoMD's, has a row for each of them; rows of one role stand together.
+
+    Raises:
+        ReportError: runs distilled from different teachers, one folder twice, or what `make_report` refuses.
     """
     writers = [folder for folder in folders if method_of(folder) in ("ctvlm", "comd") or is_writers(folder)]
     pairs = [folder for folder in folders if folder not in writers]
     teachers = [folder / "teacher" for folder in pairs if (folder / "teacher" / "profile.json").is_file()]
+    refuse_other_teachers(pairs)
     entries = [RunEntry(role="teacher", name="teacher", folder=folder) for folder in teachers[:1]]
+    names = dict(zip(folders, names_of(folders, taken=[entry.name for entry in entries]), strict=True))
     for folder in pairs:
         role = "distilled" if is_distilled(folder) else "plain"
-        entries.append(RunEntry(role=role, name=folder.name, folder=folder))
-    written = [entry for folder in writers for entry in _writers_of(folder, alone=len(folders) == 1)]
+        entries.append(RunEntry(role=role, name=names[folder], folder=folder))
+    written = [entry for folder in writers for entry in _writers_of(folder, names[folder], alone=len(folders) == 1)]
     entries += sorted(written, key=lambda entry: WRITERS_ROLES.index(entry.role))
-    recipes = [folder / "recipe.yaml" for folder in writers]
-    shows_scenes = any("builtin:scenes" in recipe.read_text() for recipe in recipes if recipe.is_file())
-    return make_report(out, entries, title, "\n\n".join(filter(None, (notes, ATTRIBUTION if shows_scenes else ""))))
+    credit = ATTRIBUTION if any(_shows_emojis(folder) for folder in folders) else ""
+    return make_report(out, entries, title, "\n\n".join(filter(None, (notes, credit))))
 
 
 WRITERS_ROLES = ("teacher", "tiny", "large", "student", "model")
 
 
-def _writers_of(folder: Path, *, alone: bool) -> list[RunEntry]:
+def _shows_emojis(folder: Path) -> bool:
+    """Whether the data that a run, or an evaluation alone, was made with has OpenMoji's pictures."""
+    told = [
+        place.read_text("utf-8") for name in ("recipe.yaml", "evaluated.json") if (place := folder / name).is_file()
+    ]
+    return any(source in text for text in told for source in ("builtin:scenes", "builtin:openmoji"))
+
+
+def _writers_of(folder: Path, name: str, *, alone: bool) -> list[RunEntry]:
     """A CTVLM or CoMD run's two models, or the one model that a folder's evaluation and profile are of."""
-    name, method = folder.resolve().name, method_of(folder)
+    method = method_of(folder)
     if method == "comd":
         places = {"teacher": folder / "teacher", "student": folder}
         there = [role for role in places if role == "student" or (folder / role / "profile.json").is_file()]

@@ -48,6 +48,18 @@ def chat(tokenizer, template, **fields) -> Chat:
     return Chat(tokenizer, ChatConfig(template=template, **fields))
 
 
+@pytest.mark.parametrize(("template", "marker"), [("vicuna_v1", "ASSISTANT:"), ("llama", "[/INST]")])
+def test_a_question_that_holds_what_stands_before_an_answer_is_unfit(tokenizers, template, marker):
+    turns = (Turn("user", f"Who says {marker} here?"), Turn("assistant", marker))
+    [found] = chat(tokenizers["bpe"], template).encode([Conversation("a", PICTURE, turns)])
+    assert isinstance(found, Unfit)
+    assert f"a question holds '{marker}'" in str(found)
+    [told] = chat(tokenizers["bpe"], template).encode([Conversation("b", PICTURE, (Turn("user", "Who?"), turns[1]))])
+    assert not isinstance(told, Unfit), "an answer may"
+    [shown] = chat(tokenizers["bpe"], "plain").encode([Conversation("a", PICTURE, turns)])
+    assert not isinstance(shown, Unfit)
+
+
 def messages(conversation: Conversation) -> list[dict]:
     """As a processor is given them."""
     result = []

@@ -266,9 +266,18 @@ def test_pictures_are_padded_to_a_square_with_clips_mean(chat):
     assert not (item.image == dialogues(chat, source)[0].image).all()
 
 
+def test_an_item_brings_two_draws_of_its_own_new_in_each_epoch(chat):
+    data = dialogues(chat, scenes("dialogue"))
+    whole, part = data.collate([data[index] for index in range(4)]), data.collate([data[2]])
+    assert whole["draws"].shape == (4, 2)
+    assert whole["draws"][2].equal(part["draws"][0])
+    assert len(whole["draws"].unique()) == 8
+    assert data[2, 1].draws != data[2].draws
+
+
 def test_pixels_have_clips_mean_and_deviation():
     image = np.full((3, 2, 2), 51, np.uint8)
-    batch = DialogueCollator(pad=0, size=2)([Dialogue(image, 1, np.array([1, 2]), np.array([2, IGNORE]))])
+    batch = DialogueCollator(pad=0, size=2)([Dialogue(image, 1, np.array([1, 2]), np.array([2, IGNORE]), (0.1, 0.9))])
     expected = (0.2 - torch.tensor(MEAN)) / torch.tensor(STD)
     torch.testing.assert_close(batch["pixel_values"][0, :, 0, 0], expected)
 
@@ -331,7 +340,15 @@ def test_an_eyes_folder_says_how_it_was_trained(tmp_path, file, values, expected
     assert read_normalization(tmp_path) == (expected if expected is CLIP else Normalization(*expected))
 
 
-def test_a_mean_of_another_number_of_channels_is_refused(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5]}))
-    with pytest.raises(DataError, match=r"image_mean is \[0\.5\]; wanted three numbers"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_mean": [0.5]}, r"image_mean is \[0\.5\]; wanted three numbers"),
+        ({"image_std": 0.5}, r"image_std is 0\.5; wanted three numbers"),
+        ([], r"preprocessor_config\.json: wanted an object, found a list"),
+    ],
+)
+def test_settings_of_an_eyes_folder_that_make_no_sense_are_refused(tmp_path, values, message):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=message):
         read_normalization(tmp_path)

@@ -90,3 +90,10 @@ def test_wrong_columns_and_splits_are_named(table, tmp_path):
         load(tmp_path, caption="text")
     with pytest.raises(DataError, match="no split 'test'; it has train"):
         load(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("path", ["./pets", "/nowhere/pets", "~/pets", "my/own/pets"])
+def test_a_missing_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, path):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(DataError, match=r"pets: no such folder \(source datasets, field path\)"):
+        load_datasets(DatasetsConfig(source="datasets", path=path), tmp_path)

@@ -23,7 +23,7 @@ def write(folder, *records):
 
 
 def load(folder, **fields):
-    return load_jsonl(JsonlConfig(source="jsonl", path="data.jsonl", **fields), folder)
+    return load_jsonl(JsonlConfig(**{"source": "jsonl", "path": "data.jsonl", **fields}), folder)
 
 
 def test_records_become_examples(folder):
@@ -53,6 +53,12 @@ def test_records_become_examples(folder):
         ({"image": "z.png", "caption": "x"}, r"no picture .*z\.png"),
         ({"image": "a.png", "caption": " ! "}, "field 'caption': the caption is empty"),
         ({"image": "a.png", "captions": ["x", None]}, "field 'captions': wanted texts, found nothing"),
+        ({"image": "a.png", "caption": "a \ud83d dog"}, r"field 'caption': half a character at 2 .*a \\ud83d dog"),
+        ({"image": "a.png", "captions": ["x", "\ud83d"]}, "field 'captions': half a character at 0"),
+        ({"image": "a.png", "question": "\ud83d?", "answer": "x"}, "field 'question': half a character"),
+        ({"image": "a.png", "question": "x", "answer": "\ud83d"}, "field 'answer': half a character"),
+        ({"image": "a.png", "question": "x", "answers": ["\ud83d"]}, "field 'answers': half a character"),
+        ({"image": "\ud83d.png", "caption": "x"}, "field 'image': half a character"),
         ({"image": "a.png"}, "no caption, captions, question or questions"),
         ({"image": "a.png", "question": "x", "answers": []}, "field 'answers': wanted a list of texts"),
     ],
@@ -114,5 +120,8 @@ def test_what_is_missing_is_named_with_what_is_there(folder):
     with pytest.raises(DataError, match=r"data\.jsonl: no such file .* has a\.png, b\.png, c\.png"):
         load(folder)
     write(folder, {"image": "a.png", "caption": "x"})
-    with pytest.raises(DataError, match=r"pictures: no such folder"):
-        load(folder, images="pictures")
+    (folder / "photos").mkdir()
+    with pytest.raises(DataError, match=r"photo: no such folder .*did you mean 'photos'\?"):
+        load(folder, images="photo")
+    with pytest.raises(DataError, match=r"dat\.jsonl: no such file .*did you mean 'data\.jsonl'\?"):
+        load(folder, path="dat.jsonl")

@@ -61,6 +61,20 @@ def test_a_saved_folder_loads_here_and_in_plain_transformers(tmp_path, texts):
         assert other.bos_token_id == tokenizer.bos_token_id
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"version": "1.0"', "no tokenizer that can be read"),
+        ("[]", "no tokenizer that can be read"),
+        ("version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, .*`git lfs pull`"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=rf"^{tmp_path / 'tokenizer.json'}: {message}"):
+        load_tokenizer(FolderTokenizer(tokenizer="folder", path=str(tmp_path)))
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.tokenizer.json: no such tokenizer file"):
         load_tokenizer(FolderTokenizer(tokenizer="folder", path="nowhere"), base=tmp_path)

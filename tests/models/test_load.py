@@ -24,6 +24,7 @@ from limbeck.models.blip import Blip
 from limbeck.models.clip import ClipConfig, DualEncoder
 from limbeck.models.convert import blip_config, export
 from limbeck.models.fusion import FusionConfig, FusionVLM
+from limbeck.models.hub import local_model
 from limbeck.models.load import load_model
 from limbeck.models.names import VISION_SALESFORCE, text_names, vision_names
 
@@ -223,6 +224,56 @@ def test_transformers_folder_without_a_weight_is_refused(tmp_path: Path) -> None
         load_model(tmp_path)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", POINTER, "a pointer of Git LFS, .*`git lfs pull`"),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{", "no safetensors file, or cut short"),
+        ("model.safetensors", b"", "no safetensors file, or cut short"),
+        ("model.safetensors.index.json", b"{}", "no weight_map"),
+        ("pytorch_model.bin", POINTER, "a pointer of Git LFS, .*`git lfs pull`"),
+        ("pytorch_model.bin", b"PK\x03\x04", "not written by torch.save, or cut short"),
+        ("pytorch_model.bin", b"", "not written by torch.save, or cut short"),
+        ("config.json", POINTER, "a pointer of Git LFS, .*`git lfs pull`"),
+        ("config.json", b"{", "not JSON: .*line 1 column 2"),
+        ("config.json", b"\xff", "not JSON: .*utf-8"),
+        ("config.json", b"[]", r"wanted a JSON object, found \[\]"),
+        ("config.json", b'{"model_type": "limbeck_blip", "visoin": 1}', ".*visoin: unknown key; did you mean 'vision'"),
+    ],
+)
+def test_damaged_file_is_named_in_one_line(
+    make_blip: MakeBlip, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    make_blip().save(tmp_path)
+    if name != "config.json":
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path / name}: {message}") as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "vocab.txt"])
+def test_pointer_of_git_lfs_is_found_before_anything_reads_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"weights")
+    assert local_model(tmp_path) == tmp_path
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(ValueError, match=rf"^{tmp_path / name}: a pointer of Git LFS"):
+        local_model(tmp_path)
+
+
+def test_pickle_of_something_else_than_tensors_is_refused(make_blip: MakeBlip, tmp_path: Path) -> None:
+    make_blip().save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for content, message in (([1], "found list"), ({"a": 1, "b": torch.ones(1)}, "no tensor, a$")):
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path)
+
+
 def test_what_is_no_model_is_refused(make_blip: MakeBlip, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_model(tmp_path / "nowhere")
@@ -243,7 +294,13 @@ def small() -> BlipConfig:
     return blip_config(FusionConfig(family="blip", vision=vision(), text=text()))
 
 
-def test_file_with_code_in_it_is_not_run(tmp_path: Path) -> None:
-    torch.save({"model": Path("x")}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match="weights_only"):
-        load_model(tmp_path / "evil.pth")
+@pytest.mark.parametrize("content", [{"model": Path("x")}, {"model": 3}, [torch.ones(1)]])
+def test_file_with_code_in_it_is_not_run_and_nobody_is_told_how_to(tmp_path: Path, content: object) -> None:
+    file = tmp_path / "evil.pth"
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=rf"^{file}: ") as error:
+        load_model(file)
+    assert "weights_only" not in str(error.value)
+    file.write_bytes(POINTER)
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_model(file)

@@ -262,6 +262,15 @@ def test_runs_stand_side_by_side_by_role(run, tmp_path):
     assert "loss over training steps: laptop from 0.3719 to 0.124; with-kl from" in tune
 
 
+def test_runs_of_one_name_stand_side_by_side(run, tmp_path):
+    (tmp_path / "seed1").mkdir()
+    other = write_run(tmp_path / "seed1" / run.name, better=5.0)
+    _, page, models = report(tmp_path / "out", run, other)
+    names = [f"{tmp_path.name}/{run.name}", f"seed1/{run.name}"]
+    assert [model["name"] for model in models] == [f"{name} {role}" for role in ("tiny", "large") for name in names]
+    assert all(name in section(page, "training") for name in names)
+
+
 def test_the_page_is_one_file_that_fetches_nothing(run, tmp_path):
     paths, page, _ = report(tmp_path / "out", run)
     assert {path.name for path in paths.html.parent.iterdir()} == {"report.html", "report.md", "report.json"}

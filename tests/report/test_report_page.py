@@ -174,6 +174,16 @@ def test_a_distilled_run_is_known_by_its_recipe_before_its_teacher_is_evaluated(
     assert [(model["role"], model["name"]) for model in models] == [("plain", "plain"), ("distilled", "distilled")]
 
 
+def test_answers_to_questions_that_nobody_has_answered_are_shown_without_a_verdict(runs, tmp_path):
+    for entry in runs:
+        path = entry.folder / "evaluation" / "vqa.jsonl"
+        rows = [json.loads(line) | {"answers": [], "prediction": "a pear"} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "accuracy"}) + "\n" for row in rows))
+    page = page_of(runs, tmp_path)
+    assert "a pear" in page.text
+    assert "(right:" not in page.text
+
+
 def test_the_pictures_budget_counts_what_is_kept(runs, monkeypatch):
     read = [read_run(entry) for entry in runs]
     sizes = iter([120, 60])

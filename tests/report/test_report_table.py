@@ -8,7 +8,7 @@ import pytest
 from limbeck.report import RunEntry, make_report
 from limbeck.report.headline import make_headline
 from limbeck.report.runs import read_run
-from limbeck.report.table import NONE, make_table, millions, operations
+from limbeck.report.table import NONE, as_json, make_table, millions, operations
 
 
 def read(entries: list[RunEntry]):
@@ -84,6 +84,29 @@ def test_headline_gives_the_mean_share_the_least_and_the_costs(runs):
     assert headline.sentence.endswith("with 24% of the parameters, 22% of the MACs and 2.7× the speed.")  # noqa: RUF001
     assert "mean of TR@1, IR@1, CIDEr and VQA; least: TR@1, 95%" in headline.facts[0].detail
     assert headline.facts[-1].value == "11 of 11"
+
+
+@pytest.mark.parametrize("parameters", [8_000_000, None])
+def test_another_size_is_no_plain_student(runs, parameters):
+    profile = runs[1].folder / "profile.json"
+    profile.write_text(json.dumps(json.loads(profile.read_text()) | {"parameters": parameters}))
+    assert "plain student" not in " ".join(fact.what for fact in make_headline(read(runs)).facts)
+
+
+def test_a_recipe_with_another_student_is_no_plain_student(runs):
+    for entry, width in zip(runs[1:], (96, 24)):
+        (entry.folder / "recipe.yaml").write_text(f"student: {{vision: {{width: {width}}}}}\n")
+    assert "plain student" not in " ".join(fact.what for fact in make_headline(read(runs)).facts)
+    (runs[1].folder / "recipe.yaml").unlink()
+    assert make_headline(read(runs)).facts[-1].what == "metrics above the plain student"
+
+
+def test_there_is_no_share_of_what_is_shown_as_nothing(runs):
+    path = runs[0].folder / "evaluation" / "summary.json"
+    path.write_text(path.read_text().replace('"BLEU-4": 30.0', '"BLEU-4": 2.2e-15'))
+    assert cell(runs, "teacher", "BLEU-4").text == "0.0"
+    assert cell(runs, "distilled", "BLEU-4").share is None
+    assert "BLEU-4" not in as_json(read(runs))[2]["share_of_teacher"]
 
 
 def test_markdown_table_has_one_cell_for_each_column_even_with_bars_in_names(runs, tmp_path):

@@ -282,7 +282,7 @@ def test_a_stages_own_learning_rate_is_the_peak_of_its_schedule(write_recipe, tm
     stages = [{"name": "a", "training": {"max_steps": 3}}, {"name": "b", "training": {"learning_rate": 2e-4}}]
     run = run_recipe(load_recipe(str(write_recipe(tmp_path, {"schedule": schedule, "stages": stages}))))
     rates = [json.loads(line)["learning_rate"] for line in (run / "log.jsonl").read_text().splitlines()]
-    assert rates == pytest.approx([1e-4, 5.5e-4, 1e-3] + [1e-4, 1.5e-4, 3e-4])
+    assert rates == pytest.approx([1e-4, 5.5e-4, 1e-3, 1e-4, 1.5e-4, 3e-4])
 
 
 def test_a_meter_starts_anew_after_each_line():

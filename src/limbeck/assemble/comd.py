@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversation_sources import load_conversation_source
 from limbeck.data.conversations import Conversation, ConversationSource, join
 from limbeck.data.decoder_tokenizer import DecoderIds
+from limbeck.data.examples import DataError
 from limbeck.data.model_chat import ModelChat
 from limbeck.data.processed import ProcessedDialogues, picture_tokens
 from limbeck.distributed import device_here
@@ -64,7 +65,10 @@ class Student:
 
 def open_stage_sources(recipe: CoMDRecipe) -> dict[str, ConversationSource]:
     """The conversations of the stages before the competition, by stage. Raises DataError."""
-    return {stage.name: open_conversations(stage.data, recipe.data) for stage in recipe.stages}
+    return {
+        stage.name: open_conversations(stage.data, recipe.data, f"stages.{index}.data")
+        for index, stage in enumerate(recipe.stages)
+    }
 
 
 def open_instructions(recipe: CoMDRecipe) -> ConversationSource:
@@ -77,7 +81,24 @@ def open_instructions(recipe: CoMDRecipe) -> ConversationSource:
         else load_conversation_source(each, base)
         for each in recipe.competition.data
     ]
+    _check_names(sources)
     return accepted(join(sources), recipe.data)
+
+
+def _check_names(sources: Sequence[ConversationSource]) -> None:
+    """Raise DataError where two sources call an instruction by one name, which the pool would take for one."""
+    if len(sources) == 1:
+        return
+    owners: dict[str, int] = {}
+    for number, source in enumerate(sources):
+        for conversation in source.conversations:
+            other = owners.setdefault(conversation.id, number)
+            if other != number:
+                raise DataError(
+                    f"competition.data: {other} ({sources[other].name}) and {number} ({source.name}) both have an "
+                    f"instruction named {conversation.id!r}; files are told apart by their names without folders: "
+                    "call one of them otherwise"
+                )
 
 
 def build_student(recipe: CoMDRecipe, sources: Mapping[str, ConversationSource]) -> Student:

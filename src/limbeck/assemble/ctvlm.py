@@ -28,10 +28,10 @@ from limbeck.training.freeze import freeze
 def open_sources(recipe: CTVLMRecipe) -> dict[str, ConversationSource]:
     """Every stage's conversations by its name; stages on the same sources share them. Raises DataError."""
     opened, sources = {}, {}
-    for stage in recipe.stages:
+    for index, stage in enumerate(recipe.stages):
         key = repr(stage.data)
         if key not in opened:
-            opened[key] = open_conversations(stage.data, recipe.data)
+            opened[key] = open_conversations(stage.data, recipe.data, f"stages.{index}.data")
         sources[stage.name] = opened[key]
     return sources
 
@@ -172,6 +172,7 @@ def _stage(config: CTVLMStageConfig, chat: Chat) -> DuetStage:
         kd_weight=config.lambda_,
         temperature=config.temperature,
         on_policy=config.on_policy,
+        negatives=config.negatives,
         models=config.models,
         stop_token_id=chat.stop_id,
         pad_token_id=chat.ids.pad,

@@ -41,7 +41,7 @@ from limbeck.training.freeze import freeze
 
 def open_data(recipe: DLIPRecipe) -> Source:
     """The training examples. Raises DataError where too much of them is broken."""
-    source = load_sources(recipe.data.train, Path(recipe.data.root))
+    source = load_sources(recipe.data.train, Path(recipe.data.root), "data.train")
     total = len(source.examples) + len(source.skipped)
     check_skipped(source.skipped, total, recipe.data.max_skipped, source.name)
     return source

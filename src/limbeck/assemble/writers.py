@@ -28,9 +28,14 @@ from limbeck.recipe.shared import RecipeError
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
 
 
-def open_conversations(data: Sequence[ConversationSourceConfig], config: ConversationsConfig) -> ConversationSource:
-    """The conversations of a recipe's sources. Raises DataError, also where too many records are broken."""
-    return accepted(load_conversations(data, Path(config.root)), config)
+def open_conversations(
+    data: Sequence[ConversationSourceConfig], config: ConversationsConfig, where: str
+) -> ConversationSource:
+    """The conversations of a recipe's sources, whose key path is `where`.
+
+    Raises DataError, also where too many records are broken.
+    """
+    return accepted(load_conversations(data, Path(config.root), where), config)
 
 
 def accepted(source: ConversationSource, config: ConversationsConfig) -> ConversationSource:

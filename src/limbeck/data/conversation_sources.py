@@ -12,6 +12,7 @@ from limbeck.data.conversations import ConversationSource, join
 from limbeck.data.example_conversations import CaptionsConfig, DialogueConfig, InstructionsConfig, load_examples
 from limbeck.data.llava import LlavaConfig, load_llava
 from limbeck.data.messages import MessagesConfig, load_messages
+from limbeck.data.records import told_at
 from limbeck.data.scene_roles import SceneInstructionsConfig, SceneRolesConfig, load_scene_roles
 from limbeck.data.scienceqa import ScienceQaSourceConfig, load_scienceqa_conversations
 
@@ -43,6 +44,12 @@ def load_conversation_source(config: AnyConversations, base: Path = Path()) -> C
             return load_examples(config, base)
 
 
-def load_conversations(configs: Sequence[AnyConversations], base: Path = Path()) -> ConversationSource:
-    """Several sources as one, in the order given."""
-    return join([load_conversation_source(config, base) for config in configs])
+def load_conversations(
+    configs: Sequence[AnyConversations], base: Path = Path(), where: str = ""
+) -> ConversationSource:
+    """Several sources as one, in the order given; `where` is their key path in the recipe, for what is wrong."""
+    sources = []
+    for index, config in enumerate(configs):
+        with told_at(f"{where}.{index}" if where else ""):
+            sources.append(load_conversation_source(config, base))
+    return join(sources)

@@ -25,7 +25,7 @@ from limbeck.data.examples import (
     check_skipped,
     decode,
 )
-from limbeck.data.records import BrokenRecord, FilesConfig, Pictures, captions_of, joined, questions_of
+from limbeck.data.records import BrokenRecord, FilesConfig, Pictures, captions_of, existing_folder, joined, questions_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,6 +164,8 @@ def _open(config: DatasetsConfig, base: Path) -> Dataset:
 
     folder = base / config.path
     if not folder.exists():
+        if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1:  # no name on the hub
+            existing_folder(base, config.path, "source datasets, field path")
         return datasets.load_dataset(config.path, config.name, split=config.split)
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         found = datasets.load_from_disk(str(folder))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.examples import DataError
-from limbeck.data.records import read_json
+from limbeck.data.records import kind_of, read_json
 from limbeck.data.transform import MEAN, STD
 
 
@@ -34,6 +34,8 @@ def read_normalization(folder: Path) -> Normalization:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if values is None and (folder / name).is_file():
             read = read_json(folder / name)
+            if not isinstance(read, dict):
+                raise DataError(f"{folder / name}: wanted an object, found {kind_of(read)}")
             values = read if name.startswith("pre") else read.get("image_processor")
     if values is None:
         return CLIP
@@ -41,6 +43,6 @@ def read_normalization(folder: Path) -> Normalization:
         return NONE
     mean, std = values.get("image_mean", MEAN), values.get("image_std", STD)
     for key, given in (("image_mean", mean), ("image_std", std)):
-        if len(given) != 3:
+        if not isinstance(given, list | tuple) or len(given) != 3:
             raise DataError(f"{folder}: its image processor's {key} is {given!r}; wanted three numbers")
     return Normalization(tuple(mean), tuple(std))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from limbeck.config import Section
 from limbeck.data.encoding import Ragged
 from limbeck.data.examples import DataError, Example, FileImage, ImageSource, Question
 from limbeck.data.transform import clean_caption
+from limbeck.explain import nearest
 
 Record = Mapping[str, Any]
 """One JSON object."""
@@ -33,22 +35,51 @@ class BrokenRecord(Exception):
     """A record that makes no example; the message is the reason."""
 
 
+class MissingPath(DataError):
+    """A file or folder that a source names and that is not there; `field` is the source's field, "" where unknown."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def existing_file(base: Path, path: str, what: str) -> Path:
-    """The file, or a DataError that says what was looked for and what is there."""
+    """The file, or a MissingPath that says what was looked for and what is there.
+
+    `what` says who names it, as "source jsonl, field path".
+    """
     file = base / path
     if not file.is_file():
-        near = sorted(entry.name for entry in file.parent.iterdir())[:10] if file.parent.is_dir() else None
-        there = f"{file.parent} has {', '.join(near) or 'nothing'}" if near is not None else f"no folder {file.parent}"
-        raise DataError(f"{file}: no such file ({what}); {there}")
+        raise _missing(file, "file", what)
     return file
 
 
 def existing_folder(base: Path, path: str, what: str) -> Path:
-    """The folder, or a DataError."""
+    """The folder, or a MissingPath; `what` as for a file."""
     folder = base / path
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder ({what})")
+        raise _missing(folder, "folder", what)
     return folder
+
+
+def _missing(path: Path, kind: str, what: str) -> MissingPath:
+    there = f"no folder {path.parent}"
+    if path.parent.is_dir():
+        names = sorted(entry.name for entry in path.parent.iterdir())
+        there = f"{path.parent} has {', '.join(names[:10]) or 'nothing'}{nearest(path.name, names)}"
+    return MissingPath(f"{path}: no such {kind} ({what}); {there}", what.partition("field ")[2])
+
+
+@contextmanager
+def told_at(where: str) -> Iterator[None]:
+    """Let a DataError begin with the source's key path in the recipe, `data.train.0`, and its field; not for ""."""
+    try:
+        yield
+    except DataError as error:
+        if not where:
+            raise
+        field = f".{error.field}" if isinstance(error, MissingPath) and error.field else ""
+        raise DataError(f"{where}{field}: {error}") from error
 
 
 def read_json(file: Path) -> Any:
@@ -74,7 +105,7 @@ def listed(content: Any, key: str | None, file: Path) -> list[Any]:
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-    """A record's field. Raises BrokenRecord where it is missing or of another type."""
+    """A record's field. Raises BrokenRecord where it is missing, of another type, or a text that is no Unicode."""
     if not isinstance(record, dict):
         raise BrokenRecord(f"wanted an object, found {kind_of(record)}")
     if name not in record:
@@ -83,6 +114,8 @@ def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = " or ".join(_NAMES[each] for each in (kind if isinstance(kind, tuple) else (kind,)))
         raise BrokenRecord(f"field {name!r}: wanted {wanted}, found {kind_of(value)}")
+    if isinstance(value, str):
+        _check_unicode(value, name)
     return value
 
 
@@ -96,6 +129,7 @@ def captions_of(record: Any, name: str | None = None) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise BrokenRecord(f"field {names[0]!r}: wanted texts, found {kind_of(text)}")
+        _check_unicode(text, names[0])
     texts = [text.strip() for text in texts if clean_caption(text)]
     if not texts:
         raise BrokenRecord(f"field {names[0]!r}: the caption is empty")
@@ -189,11 +223,23 @@ _NAMES = {
 }
 
 
+def _check_unicode(text: str, name: str) -> None:
+    """Raise BrokenRecord where a text cannot be encoded: JSON's \\ud83d alone is half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BrokenRecord(
+            f"field {name!r}: half a character at {error.start} (a lone surrogate) in {kind_of(text)}"
+        ) from error
+
+
 def _question(record: Any, id: str) -> Question:
     text = field(record, "question", str)
     answers = field(record, "answers", list) if "answers" in record else [field(record, "answer", str)]
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise BrokenRecord(f"field 'answers': wanted a list of texts, found {kind_of(answers)}")
+    for answer in answers:
+        _check_unicode(answer, "answers")
     given = [record[name] for name in ("question_id", "id") if name in record]
     kind = [record[name] for name in ("kind", "answer_type") if name in record]
     return Question(

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 IMAGES = ("jpg", "jpeg", "png", "webp")
 _MAX_TEXT = 1 << 20
 """bytes of a txt or json member; more is no caption"""
-_VERSION = 1
+_VERSION = 2
 """Of the files. Another number makes all of them anew."""
 
 

@@ -13,6 +13,7 @@ from limbeck.data.coco import KarpathyConfig, LavisConfig, VqaConfig, load_karpa
 from limbeck.data.examples import Joined, Source
 from limbeck.data.hub import DatasetsConfig, load_datasets
 from limbeck.data.jsonl import JsonlConfig, load_jsonl
+from limbeck.data.records import told_at
 from limbeck.data.scenes import ScenesConfig, load_scenes
 from limbeck.data.shard_index import index_folder
 from limbeck.data.shards import WebDatasetConfig, load_webdataset
@@ -51,9 +52,15 @@ def load_source(config: AnySource, base: Path = Path()) -> Source:
             return load_scenes(config)
 
 
-def load_sources(configs: Sequence[AnySource], base: Path = Path()) -> Source:
-    """Several sources as one, in the order given."""
-    sources = [load_source(config, base) for config in configs]
+def load_sources(configs: Sequence[AnySource], base: Path = Path(), where: str = "") -> Source:
+    """Several sources as one, in the order given.
+
+    `where` is their key path in the recipe (`data.train`), which a DataError begins with; "" where there is none.
+    """
+    sources = []
+    for index, config in enumerate(configs):
+        with told_at(f"{where}.{index}" if where else ""):
+            sources.append(load_source(config, base))
     if len(sources) == 1:
         return sources[0]
     return Source(

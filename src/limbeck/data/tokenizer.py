@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from limbeck.config import Section
 from limbeck.data.examples import DataError
+from limbeck.explain import damaged
 
 PAD, UNK, CLS, SEP, MASK, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -167,7 +168,10 @@ def _clip(folder: Path) -> PreTrainedTokenizerFast:
 def _from_file(path: Path) -> Tokenizer:
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer file; a folder written by save_pretrained has a tokenizer.json")
-    return Tokenizer.from_file(str(path))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more special
+        raise DataError(damaged(path, f"no tokenizer that can be read ({error})")) from error
 
 
 def _package_folder(module: str, package: str) -> Path:

@@ -19,7 +19,9 @@ from limbeck.competition.prompts import Prompts, load_prompts
 from limbeck.data.conversations import group_starts
 from limbeck.data.examples import DataError
 from limbeck.doctor.machine import planned_processes
-from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, RoleConfig
+from limbeck.evaluation.generative.benchmarks import BENCHMARKS, load_benchmark
+from limbeck.evaluation.generative.judging import JudgedConfig
+from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, RoleConfig
 
 ADDED = (84 / 220, 90 / 304, 110 / 394)
 """New instructions of a round by those before it, in the paper; later rounds as the last."""
@@ -101,16 +103,18 @@ class Plan:
 def plan_of(recipe: CoMDRecipe, processes: int | None = None) -> Plan:
     """Read the recipe's data and foresee its stages and competition. Nothing is asked and no model is loaded.
 
-    `processes` share each step; None takes torchrun's WORLD_SIZE, or one. Raises RecipeError, DataError, PromptError.
+    `processes` share each step; None takes torchrun's WORLD_SIZE, or one. Raises RecipeError, PromptError, and DataError
+    where the instructions are not here, or a benchmark that wants a judge.
     """
     config, processes = recipe.competition, processes or planned_processes()
     if config is None:
         raise ValueError("competition: this recipe has none; it trains its stages alone")
     source = open_instructions(recipe)
-    asked, answered, pictures, single = 0, 0, set(), 0
+    asked, answered, pictures, single, blind = 0, 0, set(), 0, 0
     for conversation in source.conversations:
         for question, answer in conversation.exchanges:
             single += 1
+            blind += conversation.image is None
             asked += len(question.split())
             answered += len(answer.split())
         if conversation.image is not None:
@@ -118,11 +122,14 @@ def plan_of(recipe: CoMDRecipe, processes: int | None = None) -> Plan:
     prompts = load_prompts(config.prompts, Path(recipe.data.root))
     lengths = _Lengths.of(prompts, config, asked / single, answered / single)
     sizes = sizes_of(single, recipe.tunings, config)
-    calls = [each for number in range(1, recipe.tunings + 1) for each in _calls(number, sizes, recipe.tunings, lengths)]
-    per_picture = max(1.0, single / max(1, len(pictures)))
-    tunings = [
-        _tuning(number, size, per_picture, recipe, lengths, processes) for number, size in enumerate(sizes, start=1)
+    reviews = list(_reviews(recipe))
+    calls = [
+        each
+        for number in range(1, recipe.tunings + 1)
+        for each in (*_calls(number, sizes, recipe.tunings, lengths), *_judged(number, recipe, reviews, lengths))
     ]
+    spread = Spread(pictures=len(pictures), seeds=single, blind=blind)
+    tunings = [_tuning(number, size, spread, recipe, lengths, processes) for number, size in enumerate(sizes, start=1)]
     return Plan(
         instructions=single,
         pictures=len(pictures),
@@ -197,12 +204,49 @@ def _calls(number: int, sizes: Sequence[int], tunings: int, lengths: _Lengths) -
     return found
 
 
-def _tuning(
-    number: int, size: int, per_picture: float, recipe: CoMDRecipe, lengths: _Lengths, processes: int
-) -> Tuning:
+def _reviews(recipe: CoMDRecipe) -> Iterator[float]:
+    """Tokens of what the judge reads of each answer that it reviews, without the answer. Raises DataError."""
+    for config in recipe.evaluation.benchmarks:
+        review = BENCHMARKS[config.benchmark].review
+        if isinstance(config, JudgedConfig) and review is not None:
+            for item in load_benchmark(config, Path(recipe.data.root)):
+                prompt = review({"id": item.id, **item.row, "prompt": item.prompt, "prediction": ""})
+                yield len(prompt.split()) * TOKENS_PER_WORD
+
+
+def _judged(number: int, recipe: CoMDRecipe, reviews: Sequence[float], lengths: _Lengths) -> list[Calls]:
+    """What the judge is asked after a tuning: the student's answers and, after the last one, a local teacher's too."""
+    teacher = number == recipe.tunings and recipe.evaluation.teacher and isinstance(recipe.teacher, LocalRole)
+    times = 2 if teacher else 1
+    calls = times * len(reviews)
+    read = round(times * sum(reviews) + calls * ANSWER * TOKENS_PER_WORD)
+    written = round(calls * EVIDENCE * TOKENS_PER_WORD)
+    return [Calls(round=number, role="judge", calls=calls, prompt_tokens=read, new_tokens=written)] if calls else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How instructions lie over pictures."""
+
+    pictures: int
+    seeds: int
+    """instructions of the first pool"""
+    blind: int
+    """those of them without a picture"""
+
+    def conversations(self, size: int, *, first: bool) -> int:
+        """Of so many instructions, regrouped: those of the first pool, or new ones whose pictures are drawn by chance."""
+        if first or self.pictures == 0:
+            return self.pictures + self.blind if first else size
+        blind = size * self.blind / self.seeds
+        seen = self.pictures * (1 - (1 - 1 / self.pictures) ** (size - blind))
+        return ceil(seen + blind)
+
+
+def _tuning(number: int, size: int, spread: Spread, recipe: CoMDRecipe, lengths: _Lengths, processes: int) -> Tuning:
     assert recipe.competition is not None
     settings = recipe.training | recipe.competition.tuning.training
-    conversations = ceil(size / per_picture)
+    conversations = spread.conversations(size, first=number == 1)
     tokens = size * (lengths.instruction + lengths.answer) + conversations * PICTURE
     return Tuning(
         number=number,
@@ -214,9 +258,9 @@ def _tuning(
 
 
 def _stages(recipe: CoMDRecipe, processes: int) -> Iterator[Before]:
-    for stage in recipe.stages:
+    for index, stage in enumerate(recipe.stages):
         try:
-            count = len(group_starts(open_conversations(stage.data, recipe.data))) - 1
+            count = len(group_starts(open_conversations(stage.data, recipe.data, f"stages.{index}.data"))) - 1
         except DataError:
             count = None
         steps = None if count is None else _steps(count, recipe.training | stage.training, processes)

@@ -81,7 +81,7 @@ def load_tasks(config: EvaluationConfig, base: Path = Path()) -> dict[TaskName, 
             raise ValueError(f"evaluation.{name}.data: nothing to evaluate on; give it, or evaluation.data, a source")
         key = repr(data)
         if key not in loaded:
-            loaded[key] = load_sources(data, base)
+            loaded[key] = load_sources(data, base, f"evaluation.{name}.data" if task.data else "evaluation.data")
         sources[name] = loaded[key]
     return sources
 

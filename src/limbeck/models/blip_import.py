@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BlipConfig, BlipTextConfig, BlipVisionConfig
 
 from limbeck.models.families import filled_model
-from limbeck.models.files import CONFIG, State, listed, read_weights
+from limbeck.models.files import CONFIG, State, listed, read_pickle, read_weights, tensors_of
 from limbeck.models.fusion import FusionConfig, FusionVLM
 from limbeck.models.med import TextConfig
 from limbeck.models.names import (
@@ -90,10 +90,11 @@ def read_blip(folder: Path) -> BlipParts:
 def read_salesforce(file: Path) -> BlipParts:
     """What a file of Salesforce's holds.
 
-    Heads are 64 wide, as in all of Salesforce's checkpoints; widths and depths are read off the weights.
+    Heads are 64 wide, as in all of Salesforce's checkpoints; widths and depths are read off the weights. Raises
+    ValueError where it is damaged, or no such file.
     """
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    state = state.get("model", state)
+    values = read_pickle(file)
+    state = tensors_of(values.get("model", values), file)
     if "visual_encoder.pos_embed" not in state:
         raise ValueError(f"{file}: no visual_encoder.pos_embed, so this is no BLIP checkpoint of Salesforce's")
     patches, positions = state["visual_encoder.patch_embed.proj.weight"], state["visual_encoder.pos_embed"]

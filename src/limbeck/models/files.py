@@ -5,19 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.config import Section
+from limbeck.explain import damaged
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 State = dict[str, Tensor]
+_DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    struct.error,
+)
+"""What torch.load raises over damaged files."""
 
 
 def write_model(model: nn.Module, model_type: str, config: Section, folder: Path) -> None:
@@ -30,25 +40,74 @@ def write_model(model: nn.Module, model_type: str, config: Section, folder: Path
 
 
 def read_weights(folder: Path) -> State:
-    """Every tensor of a folder: one safetensors file, several with an index, or a pickle of plain tensors."""
+    """Every tensor of a folder: one safetensors file, several with an index, or a pickle of plain tensors.
+
+    Raises FileNotFoundError where it has none of them, ValueError naming the file that is damaged.
+    """
     index, pickled = folder / f"{WEIGHTS}.index.json", folder / "pytorch_model.bin"
     if (folder / WEIGHTS).exists():
-        return load_file(folder / WEIGHTS)
+        return _read_safetensors(folder / WEIGHTS)
     if index.exists():
         state: State = {}
-        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-            state |= load_file(folder / Path(name).name)
+        files = read_object(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise ValueError(f"{index}: no weight_map, which says which file has which tensor")
+        for name in sorted(set(files.values())):
+            state |= _read_safetensors(folder / Path(name).name)
         return state
     if pickled.exists():
-        return torch.load(pickled, map_location="cpu", weights_only=True)
+        return tensors_of(read_pickle(pickled), pickled)
     raise FileNotFoundError(f"{folder}: neither {WEIGHTS} nor {index.name} nor {pickled.name}")
 
 
 def read_model_type(folder: Path) -> str:
-    """What config.json says the folder is."""
+    """What config.json says the folder is. Raises FileNotFoundError, or ValueError where it is no JSON object."""
     if not (folder / CONFIG).exists():
         raise FileNotFoundError(f"{folder}: no {CONFIG}")
-    return str(json.loads((folder / CONFIG).read_text()).get("model_type"))
+    return str(read_object(folder / CONFIG).get("model_type"))
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises ValueError naming the file where it holds none."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(damaged(file, f"not JSON: {error}")) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: wanted a JSON object, found {json.dumps(values)[:40]}")
+    return values
+
+
+def read_pickle(file: Path) -> dict[str, Any]:
+    """The mapping that torch.save wrote; no code in it is run. Raises ValueError naming a file that holds none."""
+    try:
+        values = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its text tells how to run the code
+        reason = "it is damaged, or holds more than tensors, which could run code and is not read"
+        raise ValueError(damaged(file, f"no weights that can be read safely: {reason}")) from error
+    except _DAMAGE as error:
+        reason = str(error).partition(".")[0]
+        raise ValueError(damaged(file, f"not written by torch.save, or cut short ({reason or 'it ends'})")) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: wanted weights by their names, found {type(values).__name__}")
+    return values
+
+
+def tensors_of(values: Any, file: Path) -> State:
+    """`values` of a pickle, where they are tensors by name. Raises ValueError naming the file and what is none."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: wanted weights by their names, found {type(values).__name__}")
+    strange = [str(name) for name, value in values.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(f"{file}: no tensor, {listed(strange)}")
+    return values
+
+
+def _read_safetensors(file: Path) -> State:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(damaged(file, f"no safetensors file, or cut short ({error})")) from error
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from limbeck.explain import damaged, is_pointer
+
 ASSETS = Path(str(files("limbeck"))) / "assets"
 """The models that come with limbeck, a folder each."""
 PATTERNS = ["*.safetensors", "*.json", "*.txt"]
@@ -37,11 +39,12 @@ def local_model(source: Path | str) -> Path:
     Face model `owner/name`.
 
     What was fetched once is kept in Hugging Face's cache and works offline. Raises FileNotFoundError where there is
-    none of them.
+    none of them, ValueError where Git LFS left a pointer in place of a file.
     """
     name = shipped(str(source))
     path = Path(name)
     if path.exists():
+        _refuse_pointers(path)
         return path
     if not _NAME.fullmatch(name):
         raise FileNotFoundError(f"{name}: no such model folder or file")
@@ -56,3 +59,11 @@ def local_model(source: Path | str) -> Path:
             f"{name}: no such model folder or file, and it cannot be fetched from Hugging Face ({reason}); where there "
             f"is a network, `hf download {name} --local-dir FOLDER` makes a folder to name here"
         ) from error
+
+
+def _refuse_pointers(path: Path) -> None:
+    """Before transformers reads such a file and says that its header is too large."""
+    files = [path, *(file for pattern in (*PATTERNS, PICKLED) for file in sorted(path.glob(pattern)))]
+    for file in files:
+        if file.is_file() and is_pointer(file):
+            raise ValueError(damaged(file, ""))

@@ -7,7 +7,6 @@ A tower of the same size takes everything.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.models.clip import DualEncoder
-from limbeck.models.files import CONFIG, State, listed, read_model_type, read_weights
+from limbeck.models.files import CONFIG, State, listed, read_model_type, read_object, read_weights
 from limbeck.models.fusion import FusionVLM
 from limbeck.models.hub import local_model
 from limbeck.models.load import load_model
@@ -197,7 +196,7 @@ def _spread(count: int, wanted: int, what: str) -> Tensor:
 
 def _read_vit(folder: Path, kind: str) -> Source:
     """The tower of a ViT, DeiT or BlipVisionModel folder."""
-    values = json.loads((folder / CONFIG).read_text())
+    values = read_object(folder / CONFIG)
     config = VisionConfig(
         width=values["hidden_size"],
         layers=values["num_hidden_layers"],
@@ -224,7 +223,7 @@ def _read_vit(folder: Path, kind: str) -> Source:
 
 def _read_bert(folder: Path) -> Source:
     """The tower of a BERT folder; its first token type's embedding, which every word has, goes into the positions."""
-    values = json.loads((folder / CONFIG).read_text())
+    values = read_object(folder / CONFIG)
     config = TextConfig(
         width=values["hidden_size"],
         layers=values["num_hidden_layers"],

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
+from limbeck.explain import explain
 from limbeck.models.blip_import import assemble, read_blip, read_salesforce
 from limbeck.models.clip import CLIP_PARTS, LEGACY_END, ClipConfig, DualEncoder
 from limbeck.models.families import filled_model
-from limbeck.models.files import CONFIG, read_model_type, read_weights
+from limbeck.models.files import CONFIG, read_model_type, read_object, read_weights
 from limbeck.models.fusion import FusionConfig, FusionVLM
 from limbeck.models.hub import local_model
 from limbeck.models.names import text_values, vision_values
@@ -25,8 +26,8 @@ def load_model(*sources: Path | str) -> FusionVLM | DualEncoder:
     Hugging Face name and fetched. A BLIP checkpoint without some part gives a model without it. Returned in `eval`
     mode.
 
-    Raises FileNotFoundError where nothing is there, ValueError naming the weights that are missing, unknown, of a wrong
-    shape, not finite or nothing but zeros.
+    Raises FileNotFoundError where nothing is there, ValueError naming a file that is damaged, or the weights that are
+    missing, unknown, of a wrong shape, not finite or nothing but zeros.
     """
     if not sources:
         raise ValueError("load_model wants at least one folder or file")
@@ -58,9 +59,12 @@ def _kind(path: Path) -> str:
 
 
 def _load_limbeck(folder: Path) -> FusionVLM | DualEncoder:
-    values = json.loads((folder / CONFIG).read_text())
-    kind = values.pop("model_type")
-    config = (ClipConfig if kind == "limbeck_clip" else FusionConfig).model_validate(values)
+    values = read_object(folder / CONFIG)
+    kind = ClipConfig if values.pop("model_type") == "limbeck_clip" else FusionConfig
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{folder / CONFIG}: " + "; ".join(explain(error, kind))) from error
     return filled_model(config, read_weights(folder), folder)
 
 

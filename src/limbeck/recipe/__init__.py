@@ -3,7 +3,7 @@
 from limbeck.recipe.comd import CoMDRecipe
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.recipe.dlip import DLIPRecipe
-from limbeck.recipe.reader import METHODS, SHIPPED, Recipe, find_recipe, load_recipe, shipped_recipes
+from limbeck.recipe.reader import METHODS, SHIPPED, Recipe, find_recipe, load_recipe, recipe_schema, shipped_recipes
 from limbeck.recipe.shared import RecipeError
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "RecipeError",
     "find_recipe",
     "load_recipe",
+    "recipe_schema",
     "shipped_recipes",
 ]

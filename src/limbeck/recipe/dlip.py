@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -106,7 +106,7 @@ class DataConfig(Section):
 class StageConfig(StageSettings):
     """One stage of training. With no `trainable` everything trains but the teacher and the momentum encoders."""
 
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """weight by loss term (`hidden/image`) or group of them (`hidden`); empty: 1 for all that the models allow"""
 
 

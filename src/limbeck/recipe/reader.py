@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from limbeck.explain import explain, nearest
 from limbeck.recipe.comd import CoMDRecipe
@@ -39,13 +39,50 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(values, override)
     method = values.get("method", "dlip")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise RecipeError(f"{path}: method: {method!r} is none of {', '.join(METHODS)}{nearest(str(method), METHODS)}")
     kind = METHODS[method]
     try:
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise RecipeError(f"{path}:\n" + "\n".join(f"  {line}" for line in explain(error, kind))) from None
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe's file, for editors.
+
+    Nothing is required that a `base` can bring, and where a list of the base is changed by name, a mapping is as good.
+    """
+    schema = TypeAdapter(Recipe).json_schema()
+    sections: dict[str, dict[str, Any]] = schema["$defs"]
+    names = [kind.__name__ for kind in METHODS.values()]
+    for name in names:
+        sections[name]["properties"]["base"] = {"type": "string", "description": "the recipe that this one changes"}
+    for name in names:  # grows by what is found
+        sections[name].pop("required", None)
+        for part in sections[name].get("properties", {}).values():
+            names += [found for found in _loosened(part) if found not in names]
+    return schema
+
+
+_BY_NAME = {
+    "type": "object",
+    "additionalProperties": {"type": ["object", "null"]},
+    "description": "changes to the items of the base's list by their `name`; null takes one out",
+}
+
+
+def _loosened(part: dict[str, Any]) -> list[str]:
+    """The sections that a part of a schema refers to outside of lists; changes the part as `recipe_schema` says."""
+    found = [part["$ref"].rpartition("/")[2]] if "$ref" in part else []
+    if "oneOf" in part:  # sections that nothing is required of fit several
+        part["anyOf"] = part.pop("oneOf")
+    for choice in part.get("anyOf", []):
+        found += _loosened(choice)
+    if part.get("type") == "array" and {"$ref", "oneOf", "anyOf"} & part.get("items", {}).keys():
+        array = {key: part.pop(key) for key in tuple(part) if key not in ("default", "description", "title")}
+        part["anyOf"] = [array, _BY_NAME]
+    return found
 
 
 def find_recipe(name: str) -> Path:
@@ -66,12 +103,20 @@ def shipped_recipes() -> list[str]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, to which a key given twice is an error, 5e-4 a number, `no` and a date text (YAML 1.2)."""
+    """YAML's safe loader, to which a key given twice is an error, 5e-4 a number, `no` and a date text (YAML 1.2).
+
+    A key is a single value, and no value is of YAML's types that JSON does not have.
+    """
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
     seen = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            found = "a mapping, as of a template's {{ }}" if isinstance(key, yaml.MappingNode) else "a list"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"wanted a name as key, found {found}; put quotes around a text", key.start_mark
+            )
         if key.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
         seen.add(key.value)
@@ -79,6 +124,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+for _kind in ("binary", "omap", "pairs", "set", "timestamp"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", yaml.SafeLoader.construct_undefined)
 _BOOL = "tag:yaml.org,2002:bool"
 _OLD = (_BOOL, "tag:yaml.org,2002:timestamp")
 _StrictLoader.yaml_implicit_resolvers = {
@@ -101,7 +148,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             values = yaml.load(file, Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # the last two: no UTF-8, `!!int x`, `!!bool x`
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}")
@@ -163,7 +210,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r}: write key.path=value, for example training.learning_rate=1e-4")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, KeyError) as error:
         raise RecipeError(f"override {override!r}: {text!r} is not valid YAML: {error}") from None
     *parents, last = key.split(".")
     node: Any = values

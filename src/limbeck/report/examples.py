@@ -130,7 +130,7 @@ def read_predictions(folder: Path) -> Predictions:
             question=row.text("question"),
             kind=row.maybe_text("kind") or "",
             answer=row.text("prediction"),
-            accuracy=row.number("accuracy"),
+            accuracy=row.maybe_number("accuracy"),
         )
         picture = row.text("image_id")
         answers[picture] = (*answers.get(picture, ()), answer)

@@ -40,7 +40,7 @@ def make_headline(runs: Sequence[Run]) -> Headline:
     if teacher is None or not distilled:
         return Headline(f"Quality and cost of {len(runs)} model{'s' * (len(runs) != 1)}.", ())
     best = max(distilled, key=lambda run: _mean(_headline_shares(run, teacher)))
-    plain = next((run for run in runs if run.role == "plain"), None)
+    plain = next((run for run in runs if run.role == "plain" and _is_same_student(run, best)), None)
     quality, cost = _kept(best, teacher), _costs(best, teacher)
     student = "The distilled student" if len(distilled) == 1 else f"The distilled student {best.name}"
     return Headline(_sentence(student, quality, cost), (*quality, *cost, *_gain(best, plain)))
@@ -83,6 +83,13 @@ def _costs(student: Run, teacher: Run) -> list[Fact]:
         elif column.key == "latency_ms" and share:
             facts.append(Fact(f"{1 / share:.1f}\N{MULTIPLICATION SIGN}", "the speed", beside))
     return facts
+
+
+def _is_same_student(one: Run, other: Run) -> bool:
+    """Whether two models have as many parameters and, where both recipes are there, one `student` section."""
+    sizes = [run.costs.get("parameters") for run in (one, other)]
+    known = one.student is not None and other.student is not None
+    return sizes[0] is not None and sizes[0] == sizes[1] and (not known or one.student == other.student)
 
 
 def _gain(student: Run, plain: Run | None) -> list[Fact]:

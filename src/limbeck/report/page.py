@@ -24,7 +24,7 @@ from limbeck.report.read_competition import read_competition
 from limbeck.report.records import ReportError
 from limbeck.report.rounds import competition_json, make_views
 from limbeck.report.runs import Environment as RunEnvironment
-from limbeck.report.runs import Run, RunEntry, read_run
+from limbeck.report.runs import Run, RunEntry, names_of, read_run
 from limbeck.report.stages import Story, method_of, read_story, stage_curves
 from limbeck.report.table import as_json, make_table
 
@@ -115,7 +115,8 @@ def make_report(out: Path, runs: Sequence[RunEntry], title: str, notes: str) -> 
 def _stories(entries: Sequence[RunEntry], tones: Mapping[str, str]) -> list[Story]:
     """The training of every run folder that models were made in, once, in the colour of its last model."""
     folders = {entry.trained_in: tones[entry.name] for entry in entries if entry.trained_in is not None}
-    return [read_story(folder, folder.resolve().name, tone) for folder, tone in folders.items()]
+    named = _run_names(entries)
+    return [read_story(folder, named[folder], tone) for folder, tone in folders.items()]
 
 
 def _competitions(entries: Sequence[RunEntry], tones: Mapping[str, str]) -> list[Competition]:
@@ -123,8 +124,15 @@ def _competitions(entries: Sequence[RunEntry], tones: Mapping[str, str]) -> list
     students = {
         each.trained_in: each.name for each in entries if each.trained_in and method_of(each.trained_in) == "comd"
     }
-    found = (read_competition(folder, folder.resolve().name, name, tones[name]) for folder, name in students.items())
+    named = _run_names(entries)
+    found = (read_competition(folder, named[folder], name, tones[name]) for folder, name in students.items())
     return [each for each in found if each is not None]
+
+
+def _run_names(entries: Sequence[RunEntry]) -> dict[Path, str]:
+    """A name of its own for every run folder."""
+    folders = list(dict.fromkeys(entry.trained_in or entry.folder for entry in entries))
+    return dict(zip(folders, names_of(folders), strict=True))
 
 
 def _headline(models: Sequence[Run], competitions: Sequence[Competition]) -> Headline:

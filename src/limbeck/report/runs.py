@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from limbeck.report.examples import GalleryItem, Predictions, read_gallery, read_predictions, read_written
-from limbeck.report.records import ReportError, read_lines, read_object
+from limbeck.report.records import ReportError, read_lines, read_object, read_yaml
 from limbeck.report.writers import Writer, read_writer
 
 COSTS = ("parameters", "macs", "latency_ms", "peak_memory_mib")
@@ -81,6 +82,8 @@ class Run:
     """files that the folder lacks, relative to it"""
     writer: Writer | None = None
     """what else is known of a model that writes"""
+    student: Mapping[str, object] | None = None
+    """the recipe's `student` section; None where there is no recipe, or of a model that writes"""
 
 
 EXPECTED = (
@@ -100,6 +103,20 @@ WRITERS_EXPECTED = ("evaluation/summary.json", "profile.json", "gallery/gallery.
 """of a model that writes; the rest lies in the run folder, where it stands for every model of the run"""
 
 
+def names_of(folders: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
+    """What tells folders apart: of each path the shortest end that is no other's, and that is not `taken`."""
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    return [_name_of(path, [other for other in paths if other != path], taken) for path in paths]
+
+
+def _name_of(path: Path, others: Sequence[Path], taken: Collection[str]) -> str:
+    for length in range(1, len(path.parts)):
+        end = path.parts[-length:]
+        if "/".join(end) not in taken and not any(other.parts[-length:] == end for other in others):
+            return "/".join(end)
+    return str(path)
+
+
 def read_run(entry: RunEntry) -> Run:
     """Read a run folder.
 
@@ -114,9 +131,10 @@ def read_run(entry: RunEntry) -> Run:
 
 def _read_pairs(entry: RunEntry) -> Run:
     folder = entry.folder
-    metrics, by_kind, tokenizer = _summary(folder / "evaluation" / "summary.json")
-    costs, with_attention, latency = _profile(folder / "profile.json")
+    metrics, by_kind, tokenizer = read_summary(folder / "evaluation" / "summary.json")
+    costs, with_attention, latency = read_profile(folder / "profile.json")
     recipe = folder / "recipe.yaml"
+    settings = read_yaml(recipe)
     return Run(
         role=entry.role,
         name=entry.name,
@@ -132,13 +150,14 @@ def _read_pairs(entry: RunEntry) -> Run:
         gallery=read_gallery(folder / "gallery"),
         predictions=read_predictions(folder / "evaluation"),
         missing=tuple(name for name in EXPECTED if not (folder / name).exists()),
+        student=None if settings is None else settings.part("student").data,
     )
 
 
 def _read_writer(entry: RunEntry) -> Run:
     folder = entry.folder
-    metrics, by_kind, tokenizer = _summary(folder / "evaluation" / "summary.json")
-    costs, with_attention, latency = _profile(folder / "profile.json")
+    metrics, by_kind, tokenizer = read_summary(folder / "evaluation" / "summary.json")
+    costs, with_attention, latency = read_profile(folder / "profile.json")
     writer = read_writer(folder)
     gallery = read_gallery(folder / "gallery")
     return Run(
@@ -160,7 +179,8 @@ def _read_writer(entry: RunEntry) -> Run:
     )
 
 
-def _summary(path: Path) -> tuple[dict[str, float], dict[str, float], str | None]:
+def read_summary(path: Path) -> tuple[dict[str, float], dict[str, float], str | None]:
+    """Quality by metric, VQA accuracy by kind, and the captions' tokenizer; empty where there is no such file."""
     summary = read_object(path)
     if summary is None:
         return {}, {}, None
@@ -171,7 +191,8 @@ def _summary(path: Path) -> tuple[dict[str, float], dict[str, float], str | None
     return metrics, vqa.part("by_kind").all_numbers(), captioning.maybe_text("tokenizer")
 
 
-def _profile(path: Path) -> tuple[dict[str, float], float | None, dict[str, float]]:
+def read_profile(path: Path) -> tuple[dict[str, float], float | None, dict[str, float]]:
+    """Costs by `COSTS`, MACs with attention, and milliseconds by part; empty where there is no such file."""
     profile = read_object(path)
     if profile is None:
         return {}, None, {}

@@ -150,9 +150,10 @@ def values(run: Run) -> Mapping[str, float]:
 
 
 def shares(run: Run, teacher: Run) -> dict[str, float]:
-    """What part of the teacher's number the run has, where both were measured and the teacher's is not 0."""
+    """What part of the teacher's number the run has, where both were measured and the teacher's is not shown as 0."""
     mine, theirs = values(run), values(teacher)
-    return {key: mine[key] / theirs[key] for key in mine if theirs.get(key)}
+    shown = {column.key: column.show(theirs[column.key]) for column in columns_of([teacher]) if column.key in theirs}
+    return {key: mine[key] / theirs[key] for key in mine if set("123456789") & set(shown.get(key, ""))}
 
 
 def the_teacher(runs: Sequence[Run]) -> Run | None:
