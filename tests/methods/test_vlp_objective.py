@@ -341,6 +341,18 @@ def test_matching_takes_positives_first_and_never_the_same_picture(monkeypatch, 
         assert float(term) == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_a_picture_that_is_alone_in_its_batch_has_no_negatives():
+    method = make_method(teacher=False, vlp={"contrastive": {"momentum": None, "queue_size": 0}})
+    batch = make_batch(3, pictures=[5, 5, 5])
+    term = method(counted(batch)).terms["matching"]
+    with torch.no_grad():
+        student = method.student
+        memory = student.image_memory(student.encode_image(batch["pixel_values"]))
+        logits = student.fuse(memory, batch["input_ids"], batch["attention_mask"]).output
+    wanted = functional.cross_entropy(logits, torch.ones(3, dtype=torch.long), reduction="sum") / 9
+    assert float(term.detach()) == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_the_objective_learns_nothing_itself():
     objective = VLPObjective(VLPConfig(), make_model("clip", 0))
     assert not [name for name, p in objective.named_parameters() if p.requires_grad]

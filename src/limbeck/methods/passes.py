@@ -78,6 +78,8 @@ class Pairing(NamedTuple):
     """[B] row of the pool: a wrong picture for each text"""
     texts: Tensor
     """[B] row of the pool: a wrong text for each picture"""
+    alone: Tensor
+    """[B] boolean: a pair of whose picture the whole pool is; its negatives are none"""
 
 
 def multimodal(

@@ -189,7 +189,7 @@ class VLPObjective(nn.Module):
         if "matching" in own and similarities is not None:
             pairing = self._pair(batch, signals["image"], *similarities)
         signals |= multimodal(student, batch, signals["image"], names, capture, pairing)
-        terms |= self._fusion_terms(student, batch, signals, own)
+        terms |= self._fusion_terms(student, batch, signals, own, pairing)
         return signals, {name: terms[name] for name in own if name in terms}, pairing
 
     def _contrast(
@@ -246,19 +246,25 @@ class VLPObjective(nn.Module):
         same = batch["image_id"][:, None] == ids
         smoothing = 0.0 if self.config.contrastive.targets == "picture" else 1e-4
         pictures = hard_negatives(to_image, same, smoothing=smoothing)
-        return Pairing(pool, pictures, hard_negatives(to_text, same, smoothing=smoothing))
+        return Pairing(pool, pictures, hard_negatives(to_text, same, smoothing=smoothing), same.all(1))
 
     def _fusion_terms(
-        self, student: FusionVLM, batch: Batch, signals: Mapping[Pass, Signals], own: list[str]
+        self,
+        student: FusionVLM,
+        batch: Batch,
+        signals: Mapping[Pass, Signals],
+        own: list[str],
+        pairing: Pairing | None,
     ) -> dict[str, Tensor]:
         """Matching, language and answer losses, each the mean over the whole optimizer step."""
         counts, smoothing = batch["counts"], self.config.label_smoothing
         terms: dict[str, Tensor] = {}
-        if "matching" in own:
+        if pairing is not None:
             logits = signals["fused"].output
             labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
             labels[: len(logits) // 3] = 1
-            terms["matching"] = masked_mean(matching(logits, labels), count=3 * counts.pairs)
+            real = ~torch.cat([torch.zeros_like(pairing.alone), pairing.alone, pairing.alone])
+            terms["matching"] = masked_mean(matching(logits, labels), real, count=3 * counts.pairs)
         if "language" in own:
             labels = next_tokens(batch["input_ids"], batch["attention_mask"], self.config.prompt_tokens)
             losses = token_cross_entropy(signals["decoded"].output, labels, smoothing)
