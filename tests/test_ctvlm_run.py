@@ -158,6 +158,32 @@ def test_a_changed_recipe_is_refused_in_the_same_folder(finished, override, fiel
     assert files_of(finished.with_name("run")) == before
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["evaluation.answering.batch_size=3", "evaluation.answering.workers=1", "evaluation.answering.max_skipped=0.5"],
+)
+def test_a_run_goes_on_where_answering_differs_in_what_changes_no_result(finished, setting):
+    run = finished.with_name("run")
+    before = files_of(run)
+    run_recipe(load_recipe(str(finished), [setting]))
+    assert files_of(run) == before
+
+
+def test_questions_for_models_of_bare_captions_are_refused_before_training(eye, tmp_path):
+    caption = {"benchmark": "scenes_caption", "data": HELD}
+    asking = [{**caption, "name": "asked"}, {"benchmark": "scenes_vqa", "data": HELD}]
+    stages = [stage("align_tiny"), stage("align_large")]
+
+    def written(benchmarks: list[dict], **values: object) -> str:
+        evaluation = {"benchmarks": benchmarks, **values}
+        return str(write_ctvlm_recipe(tmp_path, eye, stages, evaluation=evaluation))
+
+    with pytest.raises(RecipeError, match=r"stages\.1\.chat\.template plain: .* these ask: asked, scenes_vqa; take"):
+        load_recipe(written([*asking, {**caption, "prompt": ""}]))
+    load_recipe(written([{**caption, "prompt": ""}]))
+    load_recipe(written(asking, models=[]))
+
+
 def test_another_methods_recipe_is_refused_in_the_same_folder(finished, tmp_path):
     before, path = files_of(finished.with_name("run")), tmp_path / "recipe.yaml"
     same = {name: value for name, value in yaml.safe_load(finished.read_text()).items() if name in SHARED}

@@ -116,4 +116,7 @@ class ConversationBatch(TypedDict):
     """[B] int64, equal for two rows exactly where they show the same picture; a row without one has its own"""
     has_image: Tensor
     """[B] boolean; a row without a picture has no image tokens"""
+    draws: NotRequired[Tensor]
+    """[B, 2] float32, uniform in [0, 1): by which a row draws the wrong text and the wrong picture that matching shows
+    it. They are the row's own, new in each epoch, so that they do not depend on which batch it is in"""
     counts: NotRequired[Counts]

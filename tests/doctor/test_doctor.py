@@ -214,6 +214,19 @@ def test_conversations_too_long_for_a_model_are_found(tmp_path):
     assert "others may be too long for the large model, and are left out" in found["lengths"].text
 
 
+def test_benchmarks_whose_files_are_not_there_fail(tmp_path):
+    there = {"benchmark": "scenes_vqa", "data": {"source": "builtin:scenes", "split": "test", "count": 2}}
+    gone = [{"benchmark": name, "folder": f"no/{name}"} for name in ("mme", "mmmu")]
+    sound, unsound = (
+        by_check(examine(recipe_of(tmp_path, {"evaluation": {"benchmarks": given}}), steps=False))["benchmarks"]
+        for given in ([there], [there, *gone])
+    )
+    assert sound.status == "ok"
+    assert unsound.status == "failed"
+    assert unsound.figures == sound.figures
+    assert all(f"no/{name}" in unsound.text for name in ("mme", "mmmu"))
+
+
 def test_a_stage_that_nothing_can_be_learned_in_fails(tmp_path):
     stage = {"name": "tune", "kind": "tune", "data": CAPTIONS, "models": "tiny", "trainable": ["duet.connector"]}
     findings = by_check(examine(recipe_of(tmp_path, {"stages": [stage]}), steps=False))

@@ -16,6 +16,7 @@ from tiny_ctvlm import (
 from torch.nn import functional
 
 from limbeck.methods.ctvlm import CTVLM
+from limbeck.methods.negatives import drawn_negatives
 from limbeck.methods.sequences import to_left, to_right, without_pictures
 from limbeck.models.duet_cross import repeated_layers
 from limbeck.training.freeze import freeze
@@ -146,13 +147,11 @@ def test_a_split_step_is_a_whole_step(kind):
 def test_recomputed_activations_change_no_gradient(kind):
     method = make_ctvlm(make_stage(kind))
     batch = batch_for(kind)
-    torch.manual_seed(0)  # of hard negatives
     method(batch).total.backward()
     expected = {name: x.grad.clone() for name, x in method.named_parameters() if x.grad is not None}
     method.zero_grad()
     method.gradient_checkpointing_enable({"use_reentrant": False})
     assert any(getattr(module, "gradient_checkpointing", False) for module in method.modules())
-    torch.manual_seed(0)
     method(batch).total.backward()
     found = {name: x.grad for name, x in method.named_parameters() if x.grad is not None}
     assert found.keys() == expected.keys()
@@ -250,6 +249,35 @@ def test_matching_leaves_out_wrong_pairs_where_the_batch_has_no_other_picture(sa
     true, wrong = -logits[: len(same)].log_softmax(-1)[:, 1], -logits[len(same) :].log_softmax(-1)[:, 0]
     expected = true.sum() + (wrong.sum() if len(set(same)) > 1 else 0)
     torch.testing.assert_close(term, expected / (3 * len(same)), rtol=1e-4, atol=1e-6)
+
+
+def test_the_hardest_wrong_text_is_drawn_even_where_the_right_one_is_far_likelier():
+    cosines = torch.tensor([[1.0, 0.5, 0.1, 0.0]]).expand(1000, 4)
+    same = torch.tensor([[True, False, False, False]]).expand(1000, 4)
+    drawn = drawn_negatives(cosines / 0.03, same, torch.arange(1000) / 1000)
+    assert drawn.eq(1).all()
+
+
+def test_wrong_texts_are_drawn_by_their_softmax_and_never_of_the_same_picture():
+    logits = torch.tensor([[2.0, 5.0, 1.0, 0.0, 9.0]]).expand(10_000, 5)
+    same = torch.tensor([[False, True, False, False, True]]).expand(10_000, 5)
+    drawn = drawn_negatives(logits, same, torch.arange(10_000) / 10_000)
+    expected = torch.tensor([2.0, -torch.inf, 1.0, 0.0, -torch.inf]).softmax(0)
+    torch.testing.assert_close(drawn.bincount(minlength=5) / 10_000, expected, rtol=0, atol=2e-4)
+    assert drawn_negatives(logits, same, torch.ones(10_000)).eq(3).all(), "a draw that was rounded up to 1"
+
+
+def test_matching_compares_in_float32_under_autocast(monkeypatch):
+    method, batch, found = make_ctvlm(make_stage("align_tiny")), batch_for("align_tiny"), []
+    monkeypatch.setattr(
+        "limbeck.methods.ctvlm.drawn_negatives",
+        lambda logits, same, draws: (found.append(logits), drawn_negatives(logits, same, draws))[1],
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        method(batch)
+    rounded = [torch.equal(logits * 0.07, (logits * 0.07).bfloat16().float()) for logits in found]
+    assert [logits.dtype for logits in found] == [torch.float32] * 2
+    assert rounded == [False, False]
 
 
 def test_contrast_is_smoothed_cross_entropy_both_ways():

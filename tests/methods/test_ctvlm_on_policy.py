@@ -81,6 +81,24 @@ def test_answers_are_sampled_from_the_whole_distribution(kind):
     assert said[0] != said[1], "with the models' own settings there would be one answer alone"
 
 
+def test_sampled_answers_are_no_longer_than_the_longest_first_answer(monkeypatch):
+    method, asked = make_sampling("tune", make_duet()), []
+    batch = make_conversations(2, asked=True)
+    first = int((batch["labels"] != IGNORE).sum(1).max())
+    later, pad = 20, torch.nn.functional.pad
+    batch["labels"] = pad(pad(pad(batch["labels"], (0, 3), value=IGNORE), (0, later), value=7), (0, 1), value=IGNORE)
+    for name in ("input_ids", "attention_mask"):
+        batch[name] = pad(batch[name], (0, 3 + later + 1), value=7)
+    generate = method.duet.tiny.generate
+    monkeypatch.setattr(
+        method.duet.tiny,
+        "generate",
+        lambda *given, **options: (asked.append(options["max_new_tokens"]), generate(*given, **options))[1],
+    )
+    method(with_counts(batch))
+    assert asked == [first]
+
+
 def long_batch(prompt: int, answer: int) -> ConversationBatch:
     """A long question with a short answer beside a short question with a long answer."""
     first, second = make_conversations(2, asked=True), make_conversations(2, asked=True, seed=1)

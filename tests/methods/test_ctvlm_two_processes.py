@@ -17,6 +17,7 @@ CASES = {
     "language": make_stage("language"),
     "contrast": make_stage("align_tiny"),
     "matching": make_stage("align_tiny"),
+    "matching of all": make_stage("align_tiny", negatives="all"),
     "align_large": make_stage("align_large"),
     "tune": make_stage("tune"),
     "tune forward": make_stage("tune", kd="forward", temperature=2.0),
@@ -26,6 +27,7 @@ TERMS = {
     "language": {"language/large"},
     "contrast": {"contrastive", "matching", "language/tiny"},
     "matching": {"contrastive", "matching", "language/tiny"},
+    "matching of all": {"contrastive", "matching", "language/tiny"},
     "align_large": {"language/tiny", "language/large", "forward_kl"},
     "tune": {"language/tiny", "language/large", "reverse_kl"},
     "tune forward": {"language/tiny", "language/large", "forward_kl"},
@@ -37,6 +39,7 @@ def batch_of(case: str) -> ConversationBatch:
     """8 conversations, each with its own picture.
 
     For matching 2 pairs in turn: a process draws negatives among its own rows, and here every draw gives the same.
+    Among all processes' rows a draw is free and still gives the same.
     """
     asked = CASES[case].kind == "tune"
     batch = make_conversations(SIZE, asked=asked, seed=3)

@@ -86,6 +86,7 @@ def make_conversations(size: int, *, asked: bool, seed: int = 0) -> Conversation
         labels=labels,
         image_id=torch.arange(size),
         has_image=torch.ones(size, dtype=torch.bool),
+        draws=torch.rand(size, 2, generator=generator),
     )
 
 

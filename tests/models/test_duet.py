@@ -7,7 +7,7 @@ import torch
 from tiny_duets import BOS, EOS, IMAGE, PAD, batch, conversation, duet, pixels, text_config, tiny_config
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from limbeck.models.duet import Duet
 from limbeck.models.duet_config import DuetConfig, Features
@@ -272,6 +272,9 @@ def test_generation_options() -> None:
     model = duet()
     ids, mask, _ = batch(conversation(2, 3, 1), conversation(0, 6, 1, seed=1), left=True)
     assert model.generate(ids, pixels(2), mask, max_length=15, min_new_tokens=2, do_sample=False).shape == (2, 15)
+    settings = GenerationConfig(max_length=15, min_new_tokens=2, do_sample=False)
+    assert model.generate(ids, pixels(2), mask, generation_config=settings).shape == (2, 15)
+    assert (settings.max_length, settings.max_new_tokens) == (15, None)
     drawn = []
     for _ in range(2):
         torch.manual_seed(0)

@@ -199,6 +199,13 @@ def test_cached_generation_equals_uncached(body: str, fusion: str, options: dict
         assert alone.tolist() == cached[:1, length : length + alone.shape[1]].tolist()
 
 
+def test_another_number_of_pictures_than_texts_is_refused() -> None:
+    tiny = model()
+    ids, mask = prompts()
+    with pytest.raises(ValueError, match="2 texts and 3 pictures"):
+        tiny.generate(ids, pixels(3), mask, max_new_tokens=2)
+
+
 def test_sampling_is_repeatable_and_sees_the_picture() -> None:
     tiny = model()
     ids, mask = prompts()

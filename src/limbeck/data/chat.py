@@ -240,10 +240,13 @@ class Chat:
         prompt = self.system if conversation.system is None else conversation.system.strip()
         system = table.system_open + prompt + table.system_close if prompt and not table.caption_only else ""
         text = table.begin + ("" if table.system_inside else system)
+        mark = (table.user_close + table.assistant_open).strip()
         spans = []
         for number, (question, answer) in enumerate(exchanges):
             text += table.user_open
             asked = "" if table.caption_only else question.strip()
+            if mark and mark in asked:
+                return Unfit(f"a question holds {mark!r}, behind which the template has answers begin")
             if number == 0:
                 text += system if table.system_inside else ""
                 asked = self._with_picture(asked, conversation)

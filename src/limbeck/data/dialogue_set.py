@@ -47,6 +47,8 @@ class Dialogue:
     """int64 [T]"""
     labels: np.ndarray
     """int64 [T], shifted"""
+    draws: tuple[float, float]
+    """uniform in [0, 1), for the wrong text and the wrong picture of matching"""
     skipped: tuple[Skipped, ...] = ()
     """what was broken where this item stands in its place"""
 
@@ -108,7 +110,9 @@ class Dialogues(Dataset[Dialogue]):
         length = kept_length(encoded, extra, self.config, limits)
         kept, supervised = encoded.ids[:length], encoded.supervised[:length]
         ids, labels = widened(kept, supervised, self.chat.ids.image, self.image_tokens)
-        return Dialogue(image=image, image_id=self.rows.image_id(row), ids=ids, labels=labels)
+        chance = random.Random(f"{self.rows.seed}/{epoch}/{index}/negatives")
+        draws = (chance.random(), chance.random())
+        return Dialogue(image=image, image_id=self.rows.image_id(row), ids=ids, labels=labels, draws=draws)
 
     def fingerprint(self) -> str:
         """A hash of every picture's name, token and label and of the settings: equal for equal data, on any machine."""
@@ -171,6 +175,7 @@ class DialogueCollator:
             labels=_filled([item.labels for item in items], mask, IGNORE),
             image_id=torch.tensor([item.image_id for item in items]),
             has_image=has_image,
+            draws=torch.tensor([item.draws for item in items], dtype=torch.float32),
         )
         if skipped := [entry for item in items for entry in item.skipped]:
             batch["skipped"] = skipped

@@ -24,6 +24,7 @@ from limbeck.doctor.memory import Layers, Need, check_memory, need_of
 from limbeck.doctor.speed import check_speed, stage_arguments
 from limbeck.doctor.standin import BYTES, LARGEST, LAYERS, Size, shortened, size_of, whole_method
 from limbeck.doctor.texts import check_tokenizer
+from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.methods.ctvlm import CTVLM
 from limbeck.models.duet_cross import repeated_layers
 from limbeck.recipe.ctvlm import CTVLMRecipe
@@ -47,6 +48,25 @@ TOWERS = (
 
 def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None, processes: int) -> list[Finding]:
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
+    found = _examine_training(recipe, steps=steps, memory=memory, processes=processes)
+    return [*found, check_benchmarks(recipe)] if recipe.evaluation.benchmarks else found
+
+
+def check_benchmarks(recipe: CTVLMRecipe) -> Finding:
+    """Whether the files of every benchmark can be read, as before training."""
+    items, wrong = dict[str, int](), list[str]()
+    for config in recipe.evaluation.benchmarks:
+        name = config.name or config.benchmark
+        try:
+            items[name] = len(load_benchmark(config, Path(recipe.data.root)))
+        except Exception as error:  # whatever stops a benchmark here stops a run before it trains
+            wrong.append(f"{name}: {broken(name, error).text}")
+    if wrong:
+        return Finding("benchmarks", "failed", "; ".join(wrong), items)
+    return Finding("benchmarks", "ok", ", ".join(f"{name} {count}" for name, count in items.items()), items)
+
+
+def _examine_training(recipe: CTVLMRecipe, *, steps: bool, memory: float | None, processes: int) -> list[Finding]:
     arguments = stage_arguments(recipe, recipe.stages)
     sources = open_sources(recipe)
     tokenizer = open_tokenizer(recipe.tokenizer, Path(recipe.data.root), sources.values())

@@ -2,7 +2,8 @@
 
 A new model of the same shape, a few layers of it, is made beside it. Weights that start as a constant (norms, biases)
 have moved in every trained model; matrices that start at random have lost their first spread and the shape of their
-distribution. What differs in neither way was never trained, whatever its folder says.
+distribution. What differs in neither way was never trained, whatever its folder says; where
+no norm and no bias has moved, that is doubtful at least.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def check_weights(part: Pretrained) -> Finding:
     doubts = [f"zeros: {listed(zero)}"] * bool(zero)
     if share >= ALIKE:
         doubts.append(f"it can hardly have been trained, or is new in part: {listed(alike)}")
+    elif still and not moved:
+        doubts.append("training moves norms and biases: these may be first weights of an unusual spread")
     text = "; ".join([f"{part.origin}: {said}", *doubts])
     return Finding(check, "warning" if doubts else "ok", text, figures)
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limbeck.distributed import gather, rank
-from limbeck.losses.contrastive import contrastive, hard_negatives, matching
+from limbeck.losses.contrastive import contrastive, matching, similarity
 from limbeck.losses.divergence import linear_cross_entropy, linear_divergence
 from limbeck.losses.reduce import masked_mean
 from limbeck.method import Loss, Method, Stage
+from limbeck.methods.negatives import drawn_negatives, gather_texts
 from limbeck.methods.recompute import recompute_frozen
 from limbeck.methods.sequences import last_of, smoothed, to_left, to_right, without_pictures
 from limbeck.models.duet import Duet
 from limbeck.models.duet_build import fill_table
-from limbeck.models.duet_layout import pack, segments
 from limbeck.types import IGNORE, ConversationBatch
 
 Kind = Literal["language", "align_tiny", "align_large", "tune"]
@@ -48,6 +48,8 @@ class DuetStage(Stage):
     temperature: float = 1.0
     on_policy: bool = False
     """the divergence is taken on answers that the student samples, not on the data's"""
+    negatives: Literal["rank", "all"] = "rank"
+    """where `align_tiny` draws matching's wrong pairs: this process's micro-batch, or every process's"""
     models: Literal["both", "tiny"] = "both"
     """`tiny` leaves the large model out: the baseline of Table 4"""
     stop_token_id: int = 2
@@ -75,6 +77,23 @@ class Predictions(NamedTuple):
     """[V, E]"""
     targets: Tensor
     """[A] the tokens to predict"""
+
+
+class _Pool(NamedTuple):
+    """The pairs among which matching draws wrong ones."""
+
+    image: Tensor
+    """picture tokens [P, N, D]"""
+    ids: Tensor
+    """[P, T]"""
+    mask: Tensor
+    """[P, T] boolean"""
+    image_id: Tensor
+    """[P]"""
+
+    def of_all_processes(self) -> _Pool:
+        """Those of every process in the order of ranks; texts are padded to the longest, pictures keep a gradient."""
+        return _Pool(gather(self.image), *gather_texts(self.ids, self.mask), gather(self.image_id))
 
 
 class CTVLM(Method):
@@ -179,6 +198,7 @@ class CTVLM(Method):
     def _align_tiny(self, batch: ConversationBatch) -> Loss:
         """BLIP-2's three losses for a causal model: one pass over 3B rows serves matching and generation."""
         tiny, counts, size = self.duet.tiny, batch["counts"], len(batch["input_ids"])
+        assert isinstance(self.stage, DuetStage)
         image = tiny.see(batch["pixel_values"])
         ids, mask = without_pictures(batch, self.duet.image_token_id)
         seen = functional.normalize(self.heads.image(image.mean(1)).float(), dim=-1)
@@ -188,20 +208,26 @@ class CTVLM(Method):
         right = smoothed(torch.arange(size, device=seen.device) + start, len(seen_bank))
         contrast = contrastive(seen, said, seen_bank, said_bank, scale, right, right)
 
-        same = batch["image_id"][:, None] == batch["image_id"]
+        pool = _Pool(image, batch["input_ids"], batch["attention_mask"], batch["image_id"])
+        if self.stage.negatives == "all":
+            pool = pool.of_all_processes()
+        else:
+            start, seen_bank, said_bank = 0, seen, said
+        same = batch["image_id"][:, None] == pool.image_id
         with torch.no_grad():
-            wrong_text = hard_negatives(seen @ said.T / scale, same)
-            wrong_picture = hard_negatives(said @ seen.T / scale, same)
-        own = torch.arange(size, device=seen.device)
+            text_draws, picture_draws = batch["draws"].unbind(1)
+            wrong_text = drawn_negatives(similarity(seen, said_bank) / scale, same, text_draws)
+            wrong_picture = drawn_negatives(similarity(said, seen_bank) / scale, same, picture_draws)
+        own = torch.arange(size, device=seen.device) + start
         texts, pictures = torch.cat([own, own, wrong_text]), torch.cat([own, wrong_picture, own])
-        mask = batch["attention_mask"]
-        hidden = tiny.read(batch["input_ids"][texts], mask[texts], image[pictures])
+        mask = pool.mask[texts]
+        hidden = tiny.read(pool.ids[texts], mask, pool.image[pictures])
         is_pair = torch.zeros(3 * size, dtype=torch.long, device=seen.device)
         is_pair[:size] = 1
-        match = matching(self.heads.match(last_of(hidden, mask[texts])), is_pair)
+        match = matching(self.heads.match(last_of(hidden, mask)), is_pair)
         has_negative = (~same).any(1)
         is_true = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
-        written = self._tiny(hidden[:size], batch["labels"])
+        written = self._tiny(hidden[:size, : batch["labels"].shape[1]], batch["labels"])
         terms = {
             "contrastive": masked_mean(contrast, count=counts.pairs),
             "matching": masked_mean(match, is_true, 3 * counts.pairs),
@@ -288,7 +314,10 @@ class CTVLM(Method):
         stage, answers = self.stage, batch["labels"] != IGNORE
         assert isinstance(stage, DuetStage)
         first = answers.int().argmax(1)
-        asked = torch.arange(answers.shape[1], device=first.device) <= first[:, None]
+        place = torch.arange(answers.shape[1], device=first.device)
+        asked = place <= first[:, None]
+        later = (~answers & ~asked).cumsum(1) > 0  # behind the first answer
+        longest = int((answers & ~later).sum(1).max())
         ids, mask = to_left(batch["input_ids"], asked, stage.pad_token_id)
         student = self.duet if stage.kind == "align_large" else self.duet.tiny
         student.eval()
@@ -296,7 +325,7 @@ class CTVLM(Method):
             ids,
             image=image,
             attention_mask=mask,
-            max_new_tokens=min(int(answers.sum(1).max()), self._room(ids, mask)),
+            max_new_tokens=min(longest, self._room(ids, mask)),
             do_sample=True,
             temperature=1.0,
             top_k=0,
@@ -315,13 +344,7 @@ class CTVLM(Method):
 
     def _room(self, ids: Tensor, mask: Tensor) -> int:
         """How many tokens can follow these prompts before either model runs out of positions."""
-        config = self.duet.config
-        segment = segments(ids, mask, None, config.image_token_id, config.answer_marker)
-        large = pack(segment, config.features, has_features=config.tiny_part.in_sequence)
-        return min(
-            config.tiny_part.text_part.max_position_embeddings - ids.shape[1],
-            config.large_part.max_position_embeddings - large.source.shape[1],
-        )
+        return min(self.duet.tiny.room(ids), self.duet.room(ids, mask))
 
 
 def _has_weights(module: nn.Module) -> bool:

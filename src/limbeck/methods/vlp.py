@@ -14,13 +14,11 @@ from copy import deepcopy
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from limbeck.config import Section
-from limbeck.distributed import gather, rank, world_size
+from limbeck.distributed import gather, rank
 from limbeck.losses.contrastive import (
     FeatureQueue,
     contrastive,
@@ -32,6 +30,7 @@ from limbeck.losses.contrastive import (
 )
 from limbeck.losses.language import token_cross_entropy
 from limbeck.losses.reduce import masked_mean
+from limbeck.methods.negatives import gather_texts
 from limbeck.methods.passes import Model, Pairing, Pass, Pool, lacking, multimodal, unimodal
 from limbeck.models.albef import Albef
 from limbeck.models.clip import DualEncoder
@@ -312,12 +311,7 @@ def _lag(followers: Sequence[Tensor], leaders: Sequence[Tensor]) -> Tensor:
 
 def _gather_pool(batch: Batch, hidden: Tensor) -> Pool:
     """Every process's pictures, with gradient, and texts, padded to the longest."""
-    length = torch.tensor(batch["input_ids"].shape[1], device=hidden.device)
-    if world_size() > 1:
-        dist.all_reduce(length, dist.ReduceOp.MAX)
-    padding = (0, int(length) - batch["input_ids"].shape[1])
-    ids = gather(functional.pad(batch["input_ids"], padding))
-    mask = gather(functional.pad(batch["attention_mask"], padding).to(torch.uint8)).bool()
+    ids, mask = gather_texts(batch["input_ids"], batch["attention_mask"])
     return Pool(gather(hidden), ids, mask, start=rank() * len(hidden))
 
 

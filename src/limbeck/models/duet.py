@@ -7,6 +7,7 @@ Importing this module makes both models known to transformers' Auto classes.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationConfig,
     LlavaProcessor,
     PreTrainedModel,
 )
@@ -80,6 +82,15 @@ class Duet(DuetPreTrainedModel, GenerationMixin):
     def large_embeddings(self, input_ids: Tensor) -> Tensor:
         """Ids [B, T] -> the large model's own embeddings [B, T, W]."""
         return self.large.get_input_embeddings()(input_ids)
+
+    def room(self, input_ids: Tensor, attention_mask: Tensor) -> int:
+        """How many tokens the large model can write after prompts [B, T] before it has no more positions; below 0: so
+        many tokens are too many for it, or for the tiny model, which reads the prompts alone."""
+        segment = segments(input_ids, attention_mask, None, self.config.image_token_id, self.config.answer_marker)
+        packing = pack(segment, self.config.features, has_features=self.config.tiny_part.in_sequence)
+        tiny = self.tiny.room(input_ids)
+        large = self.config.large_part.max_position_embeddings - packing.source.shape[1]
+        return large if tiny >= 0 else min(large, tiny)
 
     def large_inputs(
         self,
@@ -167,8 +178,12 @@ class Duet(DuetPreTrainedModel, GenerationMixin):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         inputs = self.large_inputs(input_ids, mask, self._read(input_ids, mask, pixel_values, image), left=True)
+        settings: GenerationConfig | None = options.get("generation_config")
         if "max_length" in options:
             options["max_new_tokens"] = options.pop("max_length") - input_ids.shape[1]
+        elif settings is not None and settings.max_length is not None and settings.max_new_tokens is None:
+            options["generation_config"] = settings = copy(settings)
+            settings.max_new_tokens, settings.max_length = settings.max_length - input_ids.shape[1], None
         self.large.generation_config = self.generation_config
         decode: Any = self.large.generate
         output = decode(inputs_embeds=inputs.inputs_embeds, attention_mask=inputs.attention_mask.long(), **options)

@@ -72,6 +72,14 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
         """Hidden states [..., D] -> what meets the head [..., E]."""
         return hidden if self.project_out is None else self.project_out(hidden)
 
+    def room(self, input_ids: Tensor) -> int:
+        """How many tokens can follow ids [B, T], padding included, before there are no more positions; below 0: so
+        many ids are too many."""
+        length = input_ids.shape[1]
+        if not self.config.in_sequence:
+            length -= int((input_ids[0] == self.config.image_token_id).sum())
+        return self.config.text_part.max_position_embeddings - length
+
     def patches(self, pixel_values: Tensor) -> Tensor:
         """Pixels [B, 3, R, R] -> the eye's patches [B, N, De]."""
         return see_patches(self.eye, self.config, pixel_values)
@@ -92,8 +100,7 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
         padded on either side. With fusion "cross" the body reads the text without its image tokens, and their places
         in the output repeat the state of the last token before the picture.
         """
-        if image is not None and len(image) != len(input_ids):
-            raise ValueError(f"{len(input_ids)} texts and {len(image)} pictures; there must be one for each")
+        check_pictures(input_ids, image)
         picture = None if image is None else Picture(image)
         return self._run(input_ids, attention_mask, picture)[0]
 
@@ -145,6 +152,7 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
         given, mask = input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if image is None and pixel_values is not None:
             image = self.see(pixel_values)
+        check_pictures(input_ids, image)
         picture = None if image is None else self.look(image)
         is_image = self._image_positions(given, picture, None)
         if is_image is not None and not self.config.in_sequence:
@@ -233,6 +241,12 @@ class TinyVLM(DuetPreTrainedModel, GenerationMixin):
             row = first_other(counts, wanted)
             raise ValueError(f"row {row} has {counts[row]} image tokens; a picture of this eye has {wanted}")
         return is_image
+
+
+def check_pictures(input_ids: Tensor, image: Tensor | None) -> None:
+    """Raise ValueError where there is not one picture for each text."""
+    if image is not None and len(image) != len(input_ids):
+        raise ValueError(f"{len(input_ids)} texts and {len(image)} pictures; there must be one for each")
 
 
 def without_table(body: PreTrainedModel) -> PreTrainedModel:

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from limbeck.config import Section
-from limbeck.data.chat import ChatConfig
+from limbeck.data.chat import TEMPLATES, ChatConfig
 from limbeck.data.conversation_sources import ConversationSourceConfig
 from limbeck.data.decoder_tokenizer import DecoderTokenizerConfig
 from limbeck.data.encoded_conversations import DialoguesConfig
-from limbeck.evaluation.generative.benchmarks import BenchmarkConfig, check_benchmarks
+from limbeck.evaluation.generative.benchmarks import BenchmarkConfig, asks, check_benchmarks
 from limbeck.evaluation.generative.model import AnsweringConfig
 from limbeck.recipe.shared import RunSettings, StageSettings, check_stages
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
@@ -67,6 +67,8 @@ class CTVLMStageConfig(StageSettings):
     """softens both models' distributions in the divergence"""
     on_policy: bool = False
     """take the divergence on answers that the student samples (Eq. 2), not on the data's"""
+    negatives: Literal["rank", "all"] = "rank"
+    """where stage I-a's matching draws its wrong pairs: this process's micro-batch, or every process's"""
     models: Literal["both", "tiny"] = "both"
     """`tiny` trains stage II without the large model (Table 4's "only TinyLMs")"""
 
@@ -74,6 +76,8 @@ class CTVLMStageConfig(StageSettings):
     def _fits_its_kind(self) -> CTVLMStageConfig:
         if self.kind in ("language", "align_tiny") and (self.kd or self.on_policy):
             raise ValueError(f"kd, on_policy: there is no divergence in a stage of kind {self.kind}")
+        if self.kind != "align_tiny" and self.negatives != "rank":
+            raise ValueError(f"negatives: there is no matching in a stage of kind {self.kind}")
         if self.kind == "align_tiny" and self.chat.template != "plain":
             raise ValueError("chat.template: stage I-a compares pictures with bare captions; its template is plain")
         if self.chat.picture != "first":
@@ -123,6 +127,7 @@ class CTVLMRecipe(RunSettings):
     def _consistent(self) -> CTVLMRecipe:
         check_stages(self, self.stages)
         check_benchmarks(self.evaluation.benchmarks, judge=False)
+        self._check_last_template()
         for index, stage in enumerate(self.stages):
             rows = {**self.training, **stage.training}.get("per_device_train_batch_size")
             if stage.kind == "align_tiny" and rows == 1:
@@ -139,3 +144,14 @@ class CTVLMRecipe(RunSettings):
                     "take duet.features P+I+T, a fusion with prefix, or another template"
                 )
         return self
+
+    def _check_last_template(self) -> None:
+        """Raise ValueError where models that are shown bare pictures are to answer questions."""
+        template, evaluation = self.stages[-1].chat.template, self.evaluation
+        asking = [each.name or each.benchmark for each in evaluation.benchmarks if asks(each)]
+        if TEMPLATES[template].caption_only and evaluation.models and asking:
+            raise ValueError(
+                f"evaluation.benchmarks, stages.{len(self.stages) - 1}.chat.template {template}: the saved models have "
+                f"the last stage's template, which leaves out what is asked, and these ask: {', '.join(asking)}; take "
+                'captioning benchmarks with the prompt "", or another template'
+            )

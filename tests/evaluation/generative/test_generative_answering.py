@@ -1,6 +1,7 @@
 """Answers: the same in any batches, in a file that survives a kill."""
 
 import json
+from copy import copy, deepcopy
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,41 @@ def test_only_the_same_models_answers_to_the_same_prompts_are_kept(vlm, another_
     other = answer(another_vlm, items, path).rows
     assert sum(calls) == len(items)
     assert [row["prediction"] for row in other] != [row["prediction"] for row in first]
+
+
+def with_positions(model, positions):
+    """A copy of a model whose config says that it has so many."""
+    config = deepcopy(model.model.config)
+    config.get_text_config().max_position_embeddings = positions
+    copied = copy(model.model)
+    copied.config = config
+    return GenerativeModel(copied, model.processor)
+
+
+def test_answers_end_where_a_model_has_no_more_positions_in_any_batches(vlm, items, tmp_path, monkeypatch):
+    """The longest prompt has no room at all, the others have some."""
+    texts = [item for item in items if not item.images]
+    lengths = [vlm.length(vlm.render(item.prompt, 0)) for item in texts]
+    assert lengths == sorted(lengths)
+    model, wrote = with_positions(vlm, lengths[-1]), []
+    write = GenerativeModel.write
+    monkeypatch.setattr(
+        GenerativeModel,
+        "write",
+        lambda own, inputs, most, config: (wrote.append(most), write(own, inputs, most, config))[1],
+    )
+    said = []
+    for size in (1, 3):
+        config = AnsweringConfig(batch_size=size, max_skipped=0.5)
+        path = tmp_path / f"{size}.jsonl"
+        answers = answer_all(model, texts, path, max_new_tokens=400, config=config, progress=False)
+        assert [entry.id for entry in answers.skipped] == [texts[-1].id]
+        assert "leave the model no position for an answer" in answers.skipped[0].reason
+        said.append([row["prediction"] for row in answers.rows])
+    assert said[0] == said[1]
+    assert wrote == [lengths[-1] - length for length in (lengths[1], lengths[0])] * 2
+    with pytest.raises(DataError, match="leave the model no position"):
+        answers_to(model, texts, max_new_tokens=5)
 
 
 def test_a_file_of_other_rows_is_not_taken_for_answers(vlm, items, tmp_path):

@@ -247,7 +247,13 @@ def test_examining_a_model_leaves_all_that_the_page_needs(models, profiles, tmp_
                 "output": "run",
                 "duet": {"eye": "eye", "tiny": model, "large": model},
                 "tokenizer": {"tokenizer": "bpe"},
-                "stages": [{"kind": "language", "data": [{"source": "captions", "of": scenes}]}],
+                "stages": [
+                    {
+                        "kind": "language",
+                        "data": [{"source": "captions", "of": scenes}],
+                        "chat": {"template": "vicuna_v1"},
+                    }
+                ],
                 "evaluation": {"benchmarks": benchmarks},
                 "profile_words": 3,
             }

@@ -72,6 +72,23 @@ def test_answers_do_not_depend_on_the_batch(folders, items, name):
 
 
 @pytest.mark.parametrize("name", ["tiny", "large"])
+def test_answers_longer_than_the_models_positions_are_cut(folders, items, name, tmp_path):
+    model = GenerativeModel.from_folder(folders[name])
+    whole = answer_all(model, items, tmp_path / "whole.jsonl", max_new_tokens=20, progress=False)
+    config = model.model.config
+    part = config.large_part if name == "large" else config.text_part
+    inputs = prepare(model.processor, [model.render(items[4].prompt, 1)], [[items[4].images[0].open()]])
+    part.max_position_embeddings -= model.room(inputs) - 3
+    assert model.room(inputs) == 3
+    cut = answer_all(
+        model, items, tmp_path / "cut.jsonl", max_new_tokens=20, config=AnsweringConfig(max_skipped=1), progress=False
+    )
+    assert {row["id"] for row in cut.rows} < {row["id"] for row in whole.rows}
+    full = {row["id"]: row["prediction"] for row in whole.rows}
+    assert all(full[row["id"]].startswith(row["prediction"].rstrip("\ufffd")) for row in cut.rows)
+
+
+@pytest.mark.parametrize("name", ["tiny", "large"])
 def test_of_several_pictures_the_first_is_shown_and_that_is_said_once(folders, items, name, tmp_path, caplog):
     model, only = GenerativeModel.from_folder(folders[name]), [item for item in items if item.images]
     several = [replace(item, images=(*item.images, *only[0].images)) for item in only]

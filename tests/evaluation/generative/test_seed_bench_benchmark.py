@@ -58,10 +58,16 @@ def test_by_letter(file):
         "Which one?\nA. the a\nB. the b\nC. the c\nD. the d\n"
         "Answer with the option's letter from the given choices directly."
     )
-    summary = score("seed_bench", with_predictions(items, {"1": " a. the a", "2": "the b", "3": "D"}))
+    summary = score("seed_bench", with_predictions(items, {"1": " A. the a", "2": "the b", "3": "D"}))
     assert summary["accuracy"] == pytest.approx(200 / 3)
     assert summary["by_kind"] == {"Identity": 100, "Scene": 50}
     assert "per_token" not in summary
+
+
+@pytest.mark.parametrize(("said", "right"), [("A", True), ("A.", True), ("a dog", False), ("a", False)])
+def test_a_small_letter_is_no_choice(said, right):
+    summary = score("seed_bench", [{"kind": "Scene", "answer": "A", "prediction": said}])
+    assert summary["accuracy"] == 100 * right
 
 
 def test_by_likelihood_the_question_stands_alone(vlm, file, tmp_path):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import BatchFeature, ProcessorMixin
 
-from limbeck.data.examples import BrokenImage, Skipped, check_skipped
+from limbeck.data.examples import BrokenImage, DataError, Skipped, check_skipped
 from limbeck.evaluation.generative.items import Item
 from limbeck.evaluation.generative.likelihood import log_likelihoods, spoken_tokens
 from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, prepare
@@ -33,7 +33,7 @@ class Answers:
     """What came of the items."""
 
     rows: list[Row]
-    """one for each item whose picture opened, in the order of the items"""
+    """one for each item that could be answered, in the order of the items"""
     skipped: tuple[Skipped, ...]
 
 
@@ -53,7 +53,7 @@ def answer_all(
     number of `tokens`. Rows are appended as batches finish. A second call keeps those that the same model wrote to the
     same prompts with the same settings, drops a line that a kill has torn, and answers the rest; in the end the rows
     stand in the order of the items. Raises ValueError where two items have one id, some have choices and some not, or
-    a whole line is no row, DataError where too many pictures are broken.
+    a whole line is no row, DataError where too many pictures are broken or prompts leave no room for an answer.
     """
     config = config or AnsweringConfig()
     if not items or len({item.id for item in items}) < len(items):
@@ -101,14 +101,15 @@ def answers_to(
     max_new_tokens: int,
     config: AnsweringConfig | None = None,
 ) -> list[str]:
-    """The answers alone, in the order of the items, without a file. Raises BrokenImage."""
+    """The answers alone, in the order of the items, without a file. Raises DataError where a picture is broken or a
+    prompt leaves no room for an answer."""
     config, items = config or AnsweringConfig(), model.shown(items)
     asked = _asked(model, items)
     batches = _batches(asked, range(len(items)), config.batch_size)
     found: dict[int, str] = {}
     for batch, answers, broken in _answered(model, items, asked, batches, max_new_tokens, config):
         if broken:
-            raise BrokenImage(str(broken[0]))
+            raise DataError(str(broken[0]))
         found |= {index: answer["prediction"] for index, answer in zip(batch, answers, strict=True)}
     return [found[index] for index in range(len(items))]
 
@@ -183,19 +184,36 @@ def _answered(
     max_new_tokens: int,
     config: AnsweringConfig,
 ) -> Iterator[tuple[list[int], list[Row], list[Skipped]]]:
-    """Of each batch: the items answered, what was made of each, and what was left out."""
+    """Of each batch: the items answered, what was made of each, and what was left out.
+
+    A batch whose longest prompt leaves too few of the model's positions is answered item by item, each as far as they
+    reach, so that no answer depends on the prompts beside it.
+    """
     prepared = _Prepared(model.processor, items, asked, batches)
     loader = DataLoader(prepared, None, num_workers=config.workers, collate_fn=_as_it_is, generator=torch.Generator())
     for batch, inputs, broken in loader:
-        answers: list[Row] = []
-        if inputs is not None and asked[batch[0]].spoken:
-            answers = _ranked(model, inputs, [asked[index].spoken for index in batch])
-        elif inputs is not None:
+        if inputs is None:
+            yield batch, [], broken
+            continue
+        ranked = bool(asked[batch[0]].spoken)
+        wanted = 0 if ranked else max_new_tokens
+        room = model.room(inputs)
+        room = wanted if room is None else min(room, wanted)
+        if room < wanted and len(batch) > 1:
+            yield [], [], broken
+            alone, here = [[index] for index in batch], config.model_copy(update={"workers": 0})
+            yield from _answered(model, items, asked, alone, max_new_tokens, here)
+        elif room < min(wanted, 1):
+            reason = f"its {inputs['input_ids'].shape[1]} tokens leave the model no position for an answer"
+            yield [], [], [*broken, Skipped(id=items[batch[0]].id, reason=reason)]
+        elif ranked:
+            yield batch, _ranked(model, inputs, [asked[index].spoken for index in batch]), broken
+        else:
             with torch.random.fork_rng(enabled=config.temperature > 0):
                 if config.temperature > 0:
                     torch.manual_seed(random.Random(f"{config.seed} {items[batch[0]].id}").getrandbits(63))
-                answers = [{"prediction": text} for text in model.write(inputs, max_new_tokens, config)]
-        yield batch, answers, broken
+                written = model.write(inputs, room, config)
+            yield batch, [{"prediction": text} for text in written], broken
 
 
 def _ranked(model: GenerativeModel, inputs: BatchFeature, spoken: Sequence[tuple[int, ...]]) -> list[Row]:

@@ -113,6 +113,11 @@ def with_predictions(items: Sequence[Item], predictions: Mapping[str, str]) -> l
     return [{"id": item.id, **item.row, "prompt": item.prompt, "prediction": predictions[item.id]} for item in items]
 
 
+def asks(config: AnyBenchmark) -> bool:
+    """Whether a benchmark says something to the model, and does not only show it pictures."""
+    return not isinstance(config, captions.CaptionConfig) or bool(config.prompt.strip())
+
+
 def check_benchmarks(configs: Sequence[AnyBenchmark], *, judge: bool) -> None:
     """Raise ValueError where two have one name, or one wants a judge and there is none."""
     names = [config.name or config.benchmark for config in configs]
@@ -140,10 +145,10 @@ def evaluate_generative(
 
     Every benchmark's files are read before the first answer, so that a wrong path costs no time. A second call goes on
     where a killed one stopped. Each row says its `benchmark` and, where its rules grade single answers, `accuracy`;
-    the summary holds the figures by name, and `skipped` where pictures were broken. A benchmark named `vqa` or
-    `captioning` stands where the report looks for those tasks. Benchmarks that want a judge show it their rows and
-    keep its reviews in ``<name>_reviews.jsonl`` too. Raises ValueError where two have one name or a benchmark wants a
-    judge and there is none, DataError.
+    the summary holds the figures by name, and `skipped` where pictures were broken or prompts too long. A benchmark
+    named `vqa` or `captioning` stands where the report looks for those tasks. Benchmarks that want a judge show it
+    their rows and keep its reviews in ``<name>_reviews.jsonl`` too. Raises ValueError where two have one name or a
+    benchmark wants a judge and there is none, DataError.
     """
     if not configs:
         raise ValueError("evaluation: wanted benchmarks, found none")

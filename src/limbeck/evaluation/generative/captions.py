@@ -17,13 +17,15 @@ from limbeck.evaluation.inputs import Row
 from limbeck.evaluation.metrics.caption import caption_scores
 
 
-class _CaptionConfig(CommonConfig):
+class CaptionConfig(CommonConfig):
+    """Fields of every captioning benchmark."""
+
     prompt: str = CAPTION
     """empty shows the picture alone, for a model that has learned captions only"""
     max_new_tokens: int = Field(default=40, ge=1)
 
 
-class CocoCaptionsConfig(_CaptionConfig):
+class CocoCaptionsConfig(CaptionConfig):
     """COCO captioning; papers report Karpathy's test split."""
 
     benchmark: Literal["coco_captions"]
@@ -35,14 +37,14 @@ class CocoCaptionsConfig(_CaptionConfig):
     """of Karpathy's file"""
 
 
-class CaptionsConfig(_CaptionConfig):
+class CaptionsConfig(CaptionConfig):
     """The captions of any source."""
 
     benchmark: Literal["captions"]
     data: tuple[SourceConfig, ...] = Field(min_length=1)
 
 
-class ScenesCaptionConfig(_CaptionConfig):
+class ScenesCaptionConfig(CaptionConfig):
     """The captions of built-in scenes."""
 
     benchmark: Literal["scenes_caption"]

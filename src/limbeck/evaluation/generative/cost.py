@@ -119,8 +119,7 @@ def profile_generative(
     picture, weights = Image.new("RGB", (image_size, image_size), GREY), model.model
     words = words if model.hears else 0
     inputs = _asked(model, words, picture, batch_size)
-    room = _positions(weights)
-    while words > 1 and room is not None and inputs["input_ids"].shape[1] + new_tokens > room:
+    while words > 1 and (room := model.room(inputs)) is not None and room < new_tokens:
         words //= 2
         inputs = _asked(model, words, picture, batch_size)
     inputs = inputs.to(model.device, dtype=weights.dtype)
@@ -193,14 +192,6 @@ def _asked(model: GenerativeModel, words: int, picture: Image.Image, batch_size:
     """The picture and a question of so many words, as often as the batch wants, as the model reads them."""
     text = model.render(" ".join(islice(cycle(QUESTION), words)), 1)
     return prepare(model.processor, [text] * batch_size, [[picture]] * batch_size)
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """The longest prompt and answer that surely fit, where the config says; a duet's large model reads most twice."""
-    if isinstance(model, Duet):
-        tiny, large = model.config.tiny_part.text_part, model.config.large_part
-        return min(tiny.max_position_embeddings, large.max_position_embeddings // 2)
-    return model.config.get_text_config().to_dict().get("max_position_embeddings")
 
 
 def _count(

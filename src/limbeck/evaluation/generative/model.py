@@ -41,7 +41,8 @@ class AnsweringConfig(Section):
     workers: int = Field(default=0, ge=0)
     """processes that decode and prepare pictures; 0 does it in this one"""
     max_skipped: float = Field(default=0.01, ge=0, le=1)
-    """share of broken pictures past which the evaluation stops; what is skipped counts nowhere"""
+    """share of broken pictures, and of prompts that leave a model no position for an answer, past which the evaluation
+    stops; what is skipped counts nowhere"""
     num_beams: int = Field(default=1, ge=1)
     """1 writes greedily"""
     temperature: float = Field(default=0, ge=0)
@@ -156,6 +157,17 @@ class GenerativeModel:
     def length(self, text: str) -> int:
         """How many tokens a rendered text has, each picture counted as one."""
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def room(self, inputs: BatchFeature) -> int | None:
+        """How many tokens can follow prepared texts [B, T] before the model has no more positions, below 0 where they
+        are too long themselves; None where its config does not say."""
+        ids = inputs["input_ids"]
+        if isinstance(self.model, Duet):
+            return self.model.room(ids, inputs["attention_mask"])
+        if isinstance(self.model, TinyVLM):
+            return self.model.room(ids)
+        positions = self.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return None if positions is None else positions - ids.shape[1]
 
     def write(self, inputs: BatchFeature, max_new_tokens: int, config: AnsweringConfig) -> list[str]:
         """The answers to prepared prompts [B, T], without special tokens and outer spaces."""

@@ -78,7 +78,7 @@ def load_seed_bench(config: SeedBenchConfig, base: Path) -> list[Item]:
 
 
 def score_seed_bench(rows: Sequence[Row]) -> Scored:
-    """Accuracy over the questions, and by their type; the answer is its first letter.
+    """Accuracy over the questions, and by their type; the answer is its first character, a capital letter.
 
     By likelihood, `per_token` holds the same two for the choice whose mean over its tokens is greatest. The official
     script takes the sum for InstructBLIP (the losses of LAVIS's `modeling_t5`; those of its `modeling_llama` are
@@ -104,4 +104,4 @@ def _accuracy(rows: Sequence[Row], said: Sequence[str]) -> dict[str, Any]:
 
 
 def _right(rows: Sequence[Row], said: Sequence[str]) -> list[bool]:
-    return [answer.strip()[:1].upper() == row["answer"] for answer, row in zip(said, rows, strict=True)]
+    return [answer.strip()[:1] == row["answer"] for answer, row in zip(said, rows, strict=True)]
