@@ -16,14 +16,21 @@ from tiny_ctvlm_recipe import SCENES, write_eye
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from limbeck.assemble.comd import RoleModels, build_student
+from limbeck.assemble.comd import RoleModels, build_method, build_student, open_instructions
 from limbeck.cli import app
 from limbeck.competition.asking import EndpointGone
 from limbeck.competition.pool import Pool
+from limbeck.competition.replies import Rejected
+from limbeck.data.examples import DataError
+from limbeck.doctor.competition import plan_of
 from limbeck.evaluation.generative.asker import LocalAsker
+from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.recipe import CoMDRecipe, RecipeError, load_recipe
+from limbeck.recipe.comd import LocalRole
 from limbeck.run import run_recipe
+from limbeck.runs.comd import _cast_by, _Formats
 from limbeck.runs.folder import record, refuse_another_recipe
+from limbeck.training.trainer import WEIGHTS, load_method, save_method
 
 HELD = {"benchmark": "scenes_vqa", "name": "vqa", "data": {**SCENES, "split": "test", "count": 2}, "max_new_tokens": 3}
 JUDGED = {"benchmark": "llava_bench_coco", "questions": "q.jsonl", "references": "a.jsonl", "context": "c.jsonl"}
@@ -124,7 +131,29 @@ def test_a_dry_run_counts_and_writes_nothing(eye, teacher, tmp_path):
     assert by_role[1, "teacher"] == by_role[1, "student"] == 16
     assert by_role[1, "assessor"] == 32
     assert [each["instructions"] for each in plan["tunings"]] == [16, 6]
+    assert [each["conversations"] for each in plan["tunings"]] == [8, 5], "8 (1 - (7/8)^6): by chance, not 2 a picture"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_judge_of_a_benchmark_is_planned(tmp_path):
+    for number, name in enumerate("qac"):
+        record = {"question_id": number, "image": "1.jpg", "text": "Who?", "category": "conv", "caption": "a dog"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record | {"question_id": 1}))
+    (tmp_path / "i.csv").write_text("instruction\nwhat is it?\n")
+    judged = JUDGED | {"benchmark": "llava_bench_wild", "blind": True}
+    overrides = {
+        "data.root": str(tmp_path),
+        "competition.data": [{"source": "instruction_file", "path": "i.csv"}],
+        "competition.tunings": 2,
+        "evaluation.benchmarks": [judged],
+        "judge": {"folder": "judge"},
+    }
+    recipe = load_recipe("comd/vicuna-7b", [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    calls = [each for each in plan_of(cast(CoMDRecipe, recipe)).calls if each.role == "judge"]
+    assert [(each.round, each.calls) for each in calls] == [(1, 1), (2, 1)]
+    assert calls[0].prompt_tokens > 200
+    local = recipe.model_copy(update={"teacher": LocalRole(folder="teacher")})
+    assert [each.calls for each in plan_of(cast(CoMDRecipe, local)).calls if each.role == "judge"] == [1, 2]
 
 
 def test_the_doctor_tells_what_it_will_take(eye, teacher, tmp_path):
@@ -187,6 +216,63 @@ def test_where_only_training_is_left_the_roles_need_not_be_there(eye, teacher, t
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
+def test_a_round_that_writes_nothing_new_ends_the_run_with_the_last_student(eye, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.competition.compete.instruction", lambda *_: Rejected("nothing new"))
+    changes = {"evaluation": {"benchmarks": [HELD], "teacher": False}, "competition": {"tunings": 3}}
+    recipe = load_recipe(str(competition_recipe(tmp_path, eye, teacher, **changes)))
+    folder = run_recipe(recipe)
+    first, pool = load_file(folder / "student" / "model.safetensors"), (folder / "pool.sqlite").read_bytes()
+    assert not (folder / "stages" / "tune-2").exists()
+    scores = [
+        json.loads((place / "evaluation" / "summary.json").read_text()) for place in (folder, folder / "rounds/1")
+    ]
+    assert scores[0] == scores[1]
+    report = CliRunner().invoke(app, ["report", str(folder)])
+    assert report.exit_code == 0, report.exception
+    shutil.rmtree(folder / "student")
+    monkeypatch.setattr(RoleModels, "roles", None)  # nobody is asked again
+    again = load_file(run_recipe(recipe) / "student" / "model.safetensors")
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert (folder / "pool.sqlite").read_bytes() == pool
+
+
+def test_a_student_that_is_cast_in_training_answers_as_one_that_is_built_anew(eye, teacher, tmp_path, monkeypatch):
+    def cast_and_save(method, file: Path) -> None:  # DeepSpeed's engine casts the model that it is given
+        save_method(method.bfloat16(), file)
+
+    monkeypatch.setattr("limbeck.training.run.save_method", cast_and_save)
+    monkeypatch.setattr("limbeck.runs.comd._cast_by", lambda training: torch.bfloat16)
+    recipe = cast(CoMDRecipe, load_recipe(str(competition_recipe(tmp_path, eye, teacher))))
+    folder = run_recipe(recipe)
+    saved = load_file(folder / "student" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    shutil.rmtree(folder / "student")
+    again = load_file(run_recipe(recipe) / "student" / "model.safetensors")  # built anew, with all weights loaded
+    assert all(torch.equal(again[name], saved[name]) for name in saved)
+    built = build_student(recipe, {})
+    method, formats = build_method(recipe, built), _Formats(built.model)
+    load_method(method, folder / "stages" / "tune-1" / WEIGHTS)
+    formats.restore(built.model, torch.bfloat16)
+    with Pool.open(folder / "pool.sqlite", readonly=True) as pool:
+        assert GenerativeModel(built.model, built.processor).fingerprint() in pool.models()
+
+
+def test_what_a_model_computes_for_itself_survives_a_cast_in_place():
+    model = torch.nn.Linear(3, 3)
+    model.register_buffer("frequencies", torch.tensor([1 / 3]), persistent=False)
+    model.register_buffer("count", torch.tensor(7))
+    built = _Formats(model)
+    built.restore(model.bfloat16(), torch.bfloat16)
+    assert model.weight.dtype == model.bias.dtype == torch.float32
+    assert torch.equal(cast(torch.Tensor, model.frequencies), torch.tensor([1 / 3]))
+
+
+def test_deepspeed_alone_casts_in_place():
+    assert _cast_by({"deepspeed": "zero2.json", "bf16": True}) == torch.bfloat16
+    assert _cast_by({"deepspeed": "zero2.json", "fp16": True, "bf16": False}) == torch.float16
+    assert _cast_by({"bf16": True}) is _cast_by({"deepspeed": "zero2.json"}) is None
+
+
 def test_instructions_come_from_files_without_answers_and_from_an_import(eye, teacher, tmp_path):
     for number in range(4):
         Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -209,10 +295,23 @@ def test_instructions_come_from_files_without_answers_and_from_an_import(eye, te
     assert [line["text"] for line in lines] == ["how many are there?", *(each["question"] for each in questions)]
 
 
+def test_two_sources_that_name_an_instruction_alike_are_told_by_their_files(tmp_path):
+    for folder in ("A", "B"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.csv").write_text(f"instruction\nwhat is in {folder}?\n")
+    data = [{"source": "instruction_file", "path": f"{folder}/one.csv"} for folder in ("A", "B")]
+    overrides = [f"data.root={tmp_path}", f"competition.data={json.dumps(data)}"]
+    recipe = cast(CoMDRecipe, load_recipe("comd/vicuna-7b", overrides))
+    with pytest.raises(DataError, match=r"0 \(A/one.csv\) and 1 \(B/one.csv\) both have .* 'one.csv, row 1'"):
+        open_instructions(recipe)
+
+
 def test_a_run_goes_on_where_its_servers_move_and_only_there(tmp_path):
     servers = ["teacher.concurrency=3", "teacher.endpoint=http://elsewhere:8000/v1", "data.dialogues.max_left_out=0.5"]
     record(tmp_path, load_recipe("comd/vicuna-7b"), "data")
+    (tmp_path / "log.jsonl").touch()  # of a run that has trained
     refuse_another_recipe(tmp_path, load_recipe("comd/vicuna-7b", servers))
+    refuse_another_recipe(tmp_path, load_recipe("comd/vicuna-7b", ["competition.prompts.assessor=vicuna"]))
     with pytest.raises(RecipeError, match=r"it differs in competition\.tau\. Give"):
         refuse_another_recipe(tmp_path, load_recipe("comd/vicuna-7b", [*servers, "competition.tau=0.5"]))
 

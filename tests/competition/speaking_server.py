@@ -76,7 +76,8 @@ class SpeakingServer:
 
             def do_GET(self) -> None:
                 outer.probes += 1
-                self._send(Say(502, "away") if outer.sick else Say(text=json.dumps(outer.models)))
+                listed = outer.models if isinstance(outer.models, str) else json.dumps(outer.models)
+                self._send(Say(502, "away") if outer.sick else Say(text=listed))
 
             def do_POST(self) -> None:
                 data = self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,5 +1,6 @@
 """The loop between two tunings, with models whose every word is known: what is asked, decided and written."""
 
+import json
 from collections.abc import Container, Generator, Sequence
 
 import pytest
@@ -151,7 +152,9 @@ def test_unreadable_scores_are_asked_for_again_and_then_left_out(pool, tmp_path)
 
 def test_many_refusals_stop_with_their_reason(pool, tmp_path):
     refusing = Speaking("teacher", lambda request: Refusal(reason="this picture is too large"))
-    with pytest.raises(CompetitionError, match="refused 6 of 6 calls; 6 times: this picture is too large"):
+    with pytest.raises(
+        CompetitionError, match="6 of 6 calls to teacher came to nothing; 6 times: this picture is too large"
+    ):
         competition(pool, refusing, tmp_path).answer(1)
     assert len(pool.refusals()) == 6
 
@@ -160,9 +163,53 @@ def test_a_step_in_which_hardly_anything_is_answered_stops_early(tmp_path):
     with Pool.open(tmp_path / "large.sqlite", create=True) as large:
         large.add_seeds(Seed(name=str(number), picture=None, text=f"What is {number}?") for number in range(500))
         refusing = Speaking("teacher", lambda request: Refusal(reason="no answer in 6 tries"))
-        with pytest.raises(CompetitionError, match=r"refused 50 of 500 calls; .* goes on without them"):
+        with pytest.raises(
+            CompetitionError, match=r"50 of 500 calls to teacher came to nothing; .* goes on without them"
+        ):
             competition(large, refusing, tmp_path).answer(1)
         assert len(refusing.asked) == 50
+
+
+def test_the_student_is_asked_what_the_teacher_has_answered(pool, tmp_path):
+    def no_first_picture(request: Request) -> str | Refusal:
+        broken = request.image is not None and request.image.key.endswith("a.png")
+        return Refusal(reason="a.png: broken") if broken else teacher_says(request)
+
+    loop, learner = competition(pool, Speaking("teacher", no_first_picture), tmp_path), student()
+    with pytest.raises(CompetitionError, match=r"3 of 6 calls to teacher came to nothing; 3 times: a.png: broken"):
+        loop.answer(1)
+    loop.answer(1)
+    assert {each.image for each in loop.compete(1, learner)} == {"b.png"}
+    assert len(learner.asked) == 3
+
+
+def test_an_assessor_of_unreadable_scores_is_stopped_early_and_quoted(tmp_path):
+    def muttering(request: Request) -> str | Refusal:
+        return "Both are fine." if "Assistant 1]" in request.prompt else f"on {request.prompt}"
+
+    with Pool.open(tmp_path / "large.sqlite", create=True) as large:
+        large.add_seeds(Seed(name=str(number), picture=None, text=f"What is {number}?") for number in range(500))
+        teacher = Speaking("teacher", muttering)
+        loop = competition(large, teacher, tmp_path)
+        loop.answer(1)
+        for _ in range(2):
+            with pytest.raises(
+                CompetitionError, match=r"read in 0 of 50 replies\. One of the others is 'Both are fine\.'"
+            ):
+                loop.compete(1, student())
+        assert sum("Assistant 1]" in request.prompt for request in teacher.asked) == 50, "not asked again either"
+
+
+def test_an_assessor_at_temperature_0_is_asked_once(pool, tmp_path):
+    def muttering(request: Request) -> str | Refusal:
+        mutters = "Assistant 1]" in request.prompt and QUESTIONS[2] in request.prompt
+        return "well" if mutters else teacher_says(request)
+
+    loop = competition(pool, Speaking("teacher", muttering), tmp_path, assess=AskingConfig(temperature=0))
+    loop.answer(1)
+    loop.compete(1, student())
+    assert {each.attempt for each in pool.assessments(1)} == {0}
+    assert [each.kind for each in pool.decisions(1)] == ["hard", "easy", "unparsed"] * 2
 
 
 def test_what_was_written_from_seeds_that_are_no_longer_chosen_is_passed_over(pool, tmp_path):
@@ -191,14 +238,41 @@ def test_what_was_written_from_seeds_that_are_no_longer_chosen_is_passed_over(po
     assert passed_over not in {each.parent for each in new}
 
 
-def test_a_round_that_writes_nothing_says_why(pool, tmp_path):
+def test_a_round_that_writes_nothing_new_ends_the_competition_and_says_why(pool, tmp_path, caplog):
     def silent(request: Request) -> str | Refusal:
         return "no" if "Created instruction" in request.prompt else teacher_says(request)
 
     loop = competition(pool, Speaking("teacher", silent), tmp_path)
     loop.answer(1)
-    with pytest.raises(CompetitionError, match="round 1: no new instruction is left; 4 times: three words or fewer"):
+    assert loop.compete(1, student()) == []
+    assert "round 1: no new instruction is left, so the competition ends with tuning 1" in caplog.text
+    assert "2 are hard, 4 easy, 0 have no scores that can be read; 4 times: three words or fewer" in caplog.text
+    assert loop.answer(2) == []
+    assert account(pool)["rounds"][0]["accepted"] == 0
+
+
+def test_a_round_in_which_nothing_could_be_written_is_no_end(pool, tmp_path):
+    def refusing(request: Request) -> str | Refusal:
+        return Refusal(reason="no") if "Created instruction" in request.prompt else teacher_says(request)
+
+    loop = competition(pool, Speaking("teacher", refusing), tmp_path)
+    loop.answer(1)
+    with pytest.raises(CompetitionError, match="4 of 4 calls to teacher came to nothing"):
         loop.compete(1, student())
+    with pytest.raises(CompetitionError, match="round 1: teacher refused all 4 calls; `limbeck pool forget` lets"):
+        loop.compete(1, student())
+    assert pool.closed_rounds() == {}
+
+
+def test_a_judge_s_reviews_count_as_its_cost(pool, tmp_path):
+    costs = [
+        {"prompt_tokens": 100, "new_tokens": 20, "seconds": 0.5},
+        {"prompt_tokens": 1, "new_tokens": 2, "seconds": 1},
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(each) + "\n" for each in costs))
+    told = account(pool, {1: [tmp_path / "r.jsonl"], 2: []})
+    row = {"role": "judge", "round": 1, "calls": 2, "prompt_tokens": 101, "new_tokens": 22, "seconds": 1.5}
+    assert told["cost"] == [row]
 
 
 def test_the_account_tells_of_each_round(pool, tmp_path):

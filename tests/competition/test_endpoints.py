@@ -18,6 +18,7 @@ from speaking_server import Say, SpeakingServer, completion, prompt_of
 from limbeck.competition.asking import AskingError, EndpointGone, Refusal, Reply, Request
 from limbeck.competition.endpoints import Endpoints, EndpointsConfig
 from limbeck.data.examples import BrokenImage, FileImage, MadeImage
+from limbeck.recipe import RecipeError, load_recipe
 
 Serve = Callable[..., SpeakingServer]
 
@@ -183,6 +184,11 @@ def test_the_key_is_sent_and_never_shown(serve: Serve, monkeypatch: Any, caplog:
     assert server.headers[0]["authorization"] == "Bearer sk-secret"
     assert not [header for header in server.headers[0] if header.startswith("openai-org")]
     assert "sk-secret" not in f"{found} {model!r} {vars(model)} {model.fingerprint} {caplog.text}"
+    no = completion(None, refusal="not with sk-secret")
+    unwilling = serve(lambda body, count: no if prompt_of(body) == "p0" else completion("well, sk-secret"))
+    found = ask(asker(unwilling, key_env="A_KEY"), requests(2))
+    assert found["r0"] == Refusal(reason="the model refuses: not with ***")
+    assert "sk-secret" not in str(found)
     bare = serve()
     ask(asker(bare), requests(1))
     assert bare.headers[0]["authorization"] == "Bearer none"
@@ -192,6 +198,15 @@ def test_a_missing_key_is_an_error_before_anything_is_asked(monkeypatch: Any) ->
     monkeypatch.delenv("A_KEY", raising=False)
     with pytest.raises(AskingError, match="no variable A_KEY"):
         Endpoints(EndpointsConfig(endpoint="http://localhost:1", model="m", key_env="A_KEY"))
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_shown() -> None:
+    with pytest.raises(ValidationError, match="wanted the name of an environment variable") as error:
+        EndpointsConfig(endpoint="http://localhost:1", model="m", key_env="sk-proj-sesam")
+    assert "sesam" not in str(error.value)
+    with pytest.raises(RecipeError, match=r"teacher\.key_env: wanted the name of an environment") as wrong:
+        load_recipe("comd/vicuna-7b", ["teacher.key_env=sk-proj-sesam"])
+    assert "sesam" not in str(wrong.value)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +358,7 @@ def test_one_id_twice_and_nothing_at_all(serve: Serve) -> None:
 
 def test_the_fingerprint_is_the_models_and_not_the_addresss(serve: Serve, caplog: Any) -> None:
     vllm = {"data": [{"id": "m", "created": time.time(), "root": "/models/llava-13b"}]}
-    assert asker(serve()).fingerprint == asker(serve(models="nothing of use")).fingerprint == "m"
+    assert asker(serve()).fingerprint == asker(serve(models=["nothing of use"])).fingerprint == "m"
     assert asker(serve(models=vllm), serve(models=vllm)).fingerprint == "m@llava-13b"
     with pytest.raises(AskingError, match="different models"):
         _ = asker(serve(models=vllm), serve()).fingerprint
@@ -351,6 +366,27 @@ def test_the_fingerprint_is_the_models_and_not_the_addresss(serve: Serve, caplog
     assert other.fingerprint == "m"
     assert "lists no model m; it has n" in caplog.text
     assert other.doubts[0].endswith("lists no model m; it has n")
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"), [("{torn", r"found what is no JSON \(.*\)"), ('{"data": 5}', "found int for `data`")]
+)
+def test_a_list_of_models_that_is_none_is_told_with_its_address(serve: Serve, listed: str, found: str) -> None:
+    server = serve(models=listed)
+    with pytest.raises(AskingError, match=f"{server.url}/v1/models: wanted a list of models, .*, {found}"):
+        _ = asker(server).fingerprint
+
+
+def test_one_of_two_servers_that_does_not_answer_is_named(serve: Serve, caplog: Any) -> None:
+    gone = serve()
+    model = asker(serve(), gone)
+    gone.stop()
+    assert model.fingerprint == "m"
+    assert len(model.doubts) == 1
+    assert model.doubts[0].startswith(f"{gone.url}/v1: ")
+    assert model.doubts[0].endswith("it does not answer, so the others are asked")
+    assert model.doubts[0] in caplog.text
+    gone.start(0)
 
 
 def test_no_server_is_an_error_that_says_so() -> None:

@@ -269,3 +269,33 @@ def test_the_commands_on_a_whole_competition(tmp_path):
     assert last.text in shown
     assert "round 0" in shown
     assert "score_1" in run("show", tmp_path, 1)
+
+
+def test_two_files_may_each_have_a_picture_of_one_name(tmp_path):
+    for folder, colour in (("A", "red"), ("B", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4), colour).save(tmp_path / folder / "1.png")
+        (tmp_path / folder / f"{folder}.csv").write_text("image,instruction\n1.png,What is it?\n")
+        run("import", tmp_path / "pool.sqlite", tmp_path / folder / f"{folder}.csv")
+    with Pool.open(tmp_path / "pool.sqlite", readonly=True) as pool:
+        shown = [pool.images()[str(each.image)] for each in pool.instructions()]
+    assert shown == [str(tmp_path / "A" / "1.png"), str(tmp_path / "B" / "1.png")]
+
+
+def test_a_picture_of_a_known_name_may_be_moved_but_not_be_another(photos, tmp_path):
+    old, new = photos / "a.png", tmp_path / "a.png"
+
+    def seed(path: Path) -> Seed:
+        return Seed(name="q", picture=Picture(id="a.png", path=str(path)), text="Who?")
+
+    new.write_bytes(old.read_bytes())
+    with Pool.open(tmp_path / "pool.sqlite", create=True) as pool:
+        pool.add_seeds([seed(old)])
+        pool.add_seeds([seed(new)])
+        assert pool.images() == {"a.png": str(new)}, "a copy is the same picture"
+        Image.new("RGB", (4, 4), "red").save(old)
+        with pytest.raises(PoolError, match=r"the picture 'a.png' is .* there, and .* now: two pictures of one name"):
+            pool.add_seeds([seed(old)])
+        new.unlink()
+        pool.add_seeds([seed(old)])
+        assert pool.images() == {"a.png": str(old)}

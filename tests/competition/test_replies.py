@@ -59,6 +59,15 @@ def test_all_recorded_reviews_parse_to_their_scores(real_data: Path) -> None:
         "- Assistant 1: 8\n- Assistant 2: 6.5",
         "Assistant 1: 8, Assistant 2: 6.5.",
         "The points (2, 3) are right, so the scores are (8, 6.5) for them.",
+        "Score of Assistant 1: 8\nScore of Assistant 2: 6.5\n\n- 2 dogs were missed",
+        "Score of Assistant 1: 8\n- 2 dogs were missed\nScore of Assistant 2: 6.5\n1 - 3",
+        "Score of Assistant 1: 4/5\nScore of Assistant 2: 3.25/5",
+        "Score of Assistant 1: 4 out of 5\nScore of Assistant 2: 65 out of 100",
+        "Assistant 1: 4 / 5, Assistant 2: 13/20.",
+        "Scores of Assistant 1: 8\nScores of Assistant 2: 6.5",
+        "Score of Assistant #1: 8\nScore of Assistant #2: 6.5",
+        "Score of Assistant 1\uff1a8\nScore of Assistant 2\uff1a6.5",
+        "Assistant #1: 8\nAssistant #2: 6.5",
     ],
 )
 def test_forms_of_a_verdict(text: str) -> None:
@@ -79,6 +88,11 @@ def test_forms_of_a_verdict(text: str) -> None:
         "8/10",
         "1: 8\n2: 7",
         "1990 2005",
+        "Score of Assistant 1: 85\nScore of Assistant 2: 70",
+        "The scores are (85, 70).",
+        "Score of Assistant 1: 8/5\nScore of Assistant 2: 7/5",
+        "Score of Assistant 1: 4/5/6\nScore of Assistant 2: 3/5/6",
+        "Score of Assistant 1: 0/0\nScore of Assistant 2: 0/0",
     ],
 )
 def test_what_is_no_verdict(text: str) -> None:
@@ -86,9 +100,9 @@ def test_what_is_no_verdict(text: str) -> None:
 
 
 def test_scores_are_clamped_to_the_scale_and_as_said_without() -> None:
-    text = "Score of Assistant 1: 0\nScore of Assistant 2: 12"
-    assert scores(text) == (1.0, 10.0)
-    assert said_scores(text) == (0.0, 12.0)
+    text = "Score of Assistant 1: 0\nScore of Assistant 2: 0.5"
+    assert scores(text) == (1.0, 1.0)
+    assert said_scores(text) == (0.0, 0.5)
 
 
 @pytest.mark.parametrize("unit", [" ", "9", "8 ", "*", "- ", "\n", "score ", "score of assistant 1: ", "Assistant 1:"])

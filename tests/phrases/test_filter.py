@@ -191,6 +191,25 @@ def test_a_folder_of_other_captions_is_refused(tmp_path):
         filter_captions(config(path), CHOICE, tmp_path / "out")
 
 
+def test_all_broken_records_count_not_only_those_that_are_listed(tmp_path):
+    path = jsonl(tmp_path / "c.jsonl", ["a dog"] * 400)
+    with path.open("a") as stream:
+        stream.write("{torn\n" * 400)
+    with pytest.raises(DataError, match=r"(?s)400 of 800 records are broken, more than the 20.0% .*:401: not JSON"):
+        filter_captions(config(path), ChoiceConfig(), tmp_path / "out", max_skipped=0.2)
+
+
+def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def killed(file: int) -> None:
+        raise KeyboardInterrupt
+
+    path = jsonl(tmp_path / "c.jsonl", CAPTIONS)
+    monkeypatch.setattr("limbeck.phrases.filter.os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        filter_captions(config(path), CHOICE, tmp_path / "out")
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
 def test_broken_records_are_counted_and_too_many_stop_it(tmp_path):
     path = jsonl(tmp_path / "c.jsonl", ["a dog"] * 98)
     with path.open("ab") as stream:

@@ -21,7 +21,10 @@ console = Console()
 PoolName = Annotated[Path, typer.Argument(metavar="POOL", help="a pool.sqlite, or the run folder that has one")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 Images = Annotated[
-    Path | None, typer.Option(help="folder that pictures' paths start from; else the file's own", show_default=False)
+    Path | None,
+    typer.Option(
+        help="folder that pictures' paths start from and are named by; else the file's own", show_default=False
+    ),
 ]
 
 

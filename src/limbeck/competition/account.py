@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -16,9 +18,21 @@ SHOWN = 6
 """Hard instructions of each round that are shown with what was written from them."""
 
 
-def account(pool: Pool) -> dict[str, Any]:
-    """`stats` of the pool and, of every closed round, `rounds`; all of it JSON."""
-    return {**stats(pool), "rounds": [_round(pool, number) for number in pool.closed_rounds()]}
+def account(pool: Pool, reviews: Mapping[int, Sequence[Path]] | None = None) -> dict[str, Any]:
+    """`stats` of the pool and, of every closed round, `rounds`; all of it JSON.
+
+    `reviews` are files of a judge's reviews by the tuning whose student they are about; they count as the judge's cost.
+    """
+    told = {**stats(pool), "rounds": [_round(pool, number) for number in pool.closed_rounds()]}
+    told["cost"] += [cost for number, files in (reviews or {}).items() if (cost := _reviewed(number, files))]
+    return told
+
+
+def _reviewed(number: int, files: Sequence[Path]) -> dict[str, Any] | None:
+    """What reviews after a tuning cost, a row of `stats`' cost; None without any."""
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    sums = {key: sum(each[key] for each in lines) for key in ("prompt_tokens", "new_tokens", "seconds")}
+    return {"role": "judge", "round": number, "calls": len(lines), **sums} if lines else None
 
 
 def _round(pool: Pool, number: int) -> dict[str, Any]:

@@ -119,7 +119,7 @@ async def call(
         raise TryAgain(f"no connection: {reason}", broken_connection=True) from None
     except openai.APIStatusError as error:
         return _refused(error, where, key)
-    return _reply(text, time.monotonic() - start)
+    return _reply(text, time.monotonic() - start, key)
 
 
 def _refused(error: openai.APIStatusError, where: str, key: Key) -> Refusal:
@@ -166,10 +166,10 @@ def _seconds_to_rest(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _reply(text: str, seconds: float) -> Reply | Refusal:
-    """The reply in a server's JSON. Raises TryAgain where it is none."""
+def _reply(text: str, seconds: float, key: Key) -> Reply | Refusal:
+    """The reply in a server's JSON, without the key where it is echoed. Raises TryAgain where it is none."""
     try:
-        found = _Completion.model_validate_json(text)
+        found = _Completion.model_validate_json(key.hide(text))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

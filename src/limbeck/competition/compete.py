@@ -1,4 +1,4 @@
-"""The competition (CoMD's Algorithm 1): what happens between two tunings of the student, over one pool.
+"""The competition (CoMD's section 3.3): what happens between two tunings of the student, over one pool.
 
 Everything that a model said is in the pool before it is used, so each of these steps asks for what is missing there and
 for nothing else: a run that was cut off goes on by calling them again.
@@ -11,13 +11,14 @@ for nothing else: a run that was cut off goes on by calling them again.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from limbeck.competition.asking import Asker, Reply, Request
-from limbeck.competition.keeping import Call, CompetitionError, ask, counted
+from limbeck.competition.keeping import Call, CompetitionError, Legible, ask, counted
 from limbeck.competition.novelty import Novelty
 from limbeck.competition.pool import Pool
 from limbeck.competition.pool_records import (
@@ -42,6 +43,8 @@ from limbeck.competition.prompts import Prompt, Prompts
 from limbeck.competition.replies import Rejected, instruction, instruction_budget, scores
 from limbeck.competition.rules import Rules, decide
 from limbeck.data.examples import ImageSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,12 @@ class Competition:
     def answer(self, number: int) -> list[tuple[Instruction, str]]:
         """The data of tuning `number`: what round `number - 1` has written, and the teacher's answers to it (D_T, A_T).
 
-        Instructions that the teacher could not or did not answer are left out. Raises CompetitionError where none is.
+        Instructions that the teacher could not or did not answer are left out. Empty where that round wrote nothing:
+        the competition is over. Raises CompetitionError where no instruction is answered.
         """
         asked = self.pool.instructions(round=number - 1)
+        if not asked:
+            return []
         author = self._answers("teacher", TEACHER_ROUND, self.roles.teacher, asked, f"tuning {number}: teacher answers")
         said = self.pool.answers("teacher", TEACHER_ROUND, author)
         answered = [(each, said[each.id].text) for each in asked if each.id in said and said[each.id].text.strip()]
@@ -94,7 +100,8 @@ class Competition:
     def compete(self, number: int, student: Asker) -> list[Instruction]:
         """Round `number`: both answer all instructions, are assessed, and new instructions are written and accepted.
 
-        Returns the new ones, D_T of the next tuning. Raises CompetitionError where there is none.
+        Returns the new ones, D_T of the next tuning; none where nothing that was written is new, which is logged.
+        Raises CompetitionError where no scores can be read, or nothing was written at all.
         """
         if number in self.pool.closed_rounds():
             return self.pool.instructions(round=number)
@@ -102,21 +109,35 @@ class Competition:
         assessor = self._assess(number, both)
         ratings = mean_scores(self.pool, number, assessor, both)
         everything = self.pool.instructions(before=number)
+        if not ratings:
+            raise CompetitionError(
+                f"round {number}: none of {len(everything)} instructions has scores that can be read in both orders; "
+                "`limbeck pool show` has what the assessor said. With another prompt (`competition.prompts.assessor`) "
+                "this run goes on"
+            )
         decisions = decide(number, [each.id for each in everything], ratings, self.rules, self.seed)
         chosen = {decision.instruction for decision in decisions if decision.chosen}
         seeds = [each for each in everything if each.id in chosen]
-        if not seeds:
-            found = Counter(decision.kind for decision in decisions)
-            raise CompetitionError(
-                f"round {number}: nothing to write new instructions from; of {len(everything)} instructions "
-                f"{found['hard']} are hard, {found['easy']} easy, {found['unparsed']} have no scores that can be read"
-            )
         augmentor = self._augment(number, seeds)
+        written = self.pool.augmentations(number, augmentor)
+        if seeds and not written:
+            raise CompetitionError(
+                f"round {number}: {self.roles.augmentor.name} refused all {len(seeds)} calls; `limbeck pool forget` "
+                "lets them be asked again"
+            )
         accepted, rejected = self._novel(number, augmentor, everything, chosen)
         if not accepted:
-            reasons = Counter(each.verdict for each in self.pool.augmentations(number, augmentor) if each.verdict)
-            reasons += Counter(rejected.values())
-            raise CompetitionError(f"round {number}: no new instruction is left; {counted(reasons)}")
+            found = Counter(decision.kind for decision in decisions)
+            reasons = Counter(each.verdict for each in written if each.verdict) + Counter(rejected.values())
+            log.warning(
+                "round %d: no new instruction is left, so the competition ends with tuning %d; of %d instructions %d "
+                "are hard, %d easy, %d have no scores that can be read; %s",
+                number,
+                number,
+                len(everything),
+                *(found[kind] for kind in ("hard", "easy", "unparsed")),
+                counted(reasons) or "from none of them is written",
+            )
         settings = {
             "difficulty": self.rules.difficulty,
             "tau": self.rules.tau,
@@ -131,13 +152,18 @@ class Competition:
         )
 
     def _pairs(self, number: int, student: Asker) -> list[Pair]:
-        """Both answers to every instruction so far (D_C), the student's as it is now."""
+        """Both answers to every instruction so far (D_C), the student's as it is now.
+
+        The student is asked what the teacher has answered: nothing else can be assessed.
+        """
         everything = self.pool.instructions(before=number)
         teacher = self._answers(
             "teacher", TEACHER_ROUND, self.roles.teacher, everything, f"round {number}: teacher answers"
         )
-        learner = self._answers("student", number, student, everything, f"round {number}: student answers")
-        return pairs(self.pool, number, teacher, learner, everything)
+        taught = self.pool.answers("teacher", TEACHER_ROUND, teacher)
+        answered = [each for each in everything if each.id in taught]
+        learner = self._answers("student", number, student, answered, f"round {number}: student answers")
+        return pairs(self.pool, number, teacher, learner, answered)
 
     def _answers(self, role: Answerer, round: int, asker: Asker, among: Sequence[Instruction], name: str) -> Author:
         """Ask for the answers that are missing."""
@@ -158,9 +184,11 @@ class Competition:
         return author
 
     def _assess(self, number: int, both: Sequence[Pair]) -> Author:
-        """Both orders of every pair, again while the scores cannot be read."""
+        """Both orders of every pair, again while the scores cannot be read; at temperature 0 once."""
         asker, writing = self.roles.assessor, self.rules.assess
         author = self._author(asker, self.prompts.assessor)
+        attempts = self.rules.attempts if writing.temperature > 0 else 1
+        legible = Legible(f"round {number}: {asker.name} assesses", self.pool.assessments(number, author))
 
         def call(pair: Pair, order: Order, attempt: int) -> Call:
             answers = (pair.teacher, pair.student) if order == "teacher_first" else (pair.student, pair.teacher)
@@ -181,16 +209,16 @@ class Competition:
             )
 
         wanted: list[tuple[Pair, Order]] = [(pair, order) for pair in both for order in ORDERS]
-        for attempt in range(self.rules.attempts):
+        for attempt in range(attempts):
             open_ones = {
                 (pair.instruction.id, order)
-                for pair, order, next_one in unassessed(self.pool, number, author, both, self.rules.attempts)
+                for pair, order, next_one in unassessed(self.pool, number, author, both, attempts)
                 if next_one == attempt
             }
             if open_ones:
                 again = f", attempt {attempt + 1}" if attempt else ""
                 calls = {(pair.instruction.id, order): call(pair, order, attempt) for pair, order in wanted}
-                self._ask(asker, writing, calls, open_ones, f"round {number}: assessment{again}")
+                self._ask(asker, writing, calls, open_ones, f"round {number}: assessment{again}", kept=legible.see)
             unread = self._unread(number, author, attempt)
             wanted = [(pair, order) for pair, order in wanted if (pair.instruction.id, order, pair.about) in unread]
         return author

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from limbeck.config import Section
 
 
 class EndpointsConfig(Section):
     """A role filled by servers: `{endpoint: http://localhost:8000/v1, model: llava-hf/llava-1.5-13b-hf}`."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # a key may stand where it does not belong
 
     endpoint: str | list[str]
     """address of the server, or of several with the same model; without a path `/v1` is meant"""
@@ -55,6 +58,16 @@ class EndpointsConfig(Section):
                 )
         if len({base_url(address) for address in addresses}) < len(addresses):
             raise ValueError("the same address twice")
+        return value
+
+    @field_validator("key_env")
+    @classmethod
+    def _variable(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError(
+                "wanted the name of an environment variable, such as OPENAI_API_KEY (letters, digits and underscores), "
+                "that has the key; the key itself belongs into no recipe, and this may be one, so it is not shown"
+            )
         return value
 
     @field_validator("extra")

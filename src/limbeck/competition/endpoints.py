@@ -33,7 +33,7 @@ class Endpoints:
         self._config = config
         self._key = Key(config.key_env)
         self.doubts: list[str] = []
-        """what the servers say that may be wrong, once `fingerprint` has asked them"""
+        """what the servers say that may be wrong, and which do not answer, once `fingerprint` has asked them"""
 
     @property
     def name(self) -> str:
@@ -57,12 +57,11 @@ class Endpoints:
             client = openai.OpenAI(base_url=url, api_key=self._key.value, timeout=PROBE_SECONDS, max_retries=0)
             client.organization = client.project = client.admin_api_key = None  # of the environment, not for others
             try:
-                known = _models(client.get("/models", cast_to=object))
+                known = _models(client.get("/models", cast_to=object), url)
                 said[url] = _made_from(known, self._config.model)
                 if known and self._config.model not in known:
                     names = ", ".join(map(str, list(known)[:8]))
                     self.doubts.append(f"{url} lists no model {self._config.model}; it has {names}")
-                    logger.warning("%s", self.doubts[-1])
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403):
                     raise AskingError(f"{url} {error.status_code}: {self._key.advice}") from None
@@ -70,6 +69,8 @@ class Endpoints:
                     missing.append(f"{url}: status {error.status_code}")
                 else:
                     said[url] = self._config.model
+            except ValueError as error:  # no JSON
+                raise AskingError(f"{url}/models: wanted {_LIST}, found what is no JSON ({error})") from None
             except openai.APIConnectionError as error:
                 missing.append(f"{url}: {self._key.hide(str(error.__cause__ or error))}")
         if not said:
@@ -79,6 +80,9 @@ class Endpoints:
         if len(set(said.values())) > 1:
             each = ", ".join(f"{url}: {found}" for url, found in said.items())
             raise AskingError(f"the servers have different models under the name {self.name}: {each}")
+        self.doubts += [f"{each}: it does not answer, so the others are asked" for each in missing]
+        for doubt in self.doubts:
+            logger.warning("%s", doubt)
         return next(iter(said.values()))
 
     def ask(
@@ -113,13 +117,19 @@ class Endpoints:
             thread.join()
 
 
-def _models(listed: object) -> dict[Any, dict[str, Any]]:
-    """A server's models by name."""
+_LIST = 'a list of models, {"data": [{"id": ...}, ...]}'
+
+
+def _models(listed: object, url: str) -> dict[str, dict[str, Any]]:
+    """A server's models by name; none where it says something else. Raises AskingError where its list is none."""
     entries = listed.get("data") if isinstance(listed, dict) else None
-    return {entry.get("id"): entry for entry in entries or [] if isinstance(entry, dict)}
+    if entries is not None and not isinstance(entries, list):
+        raise AskingError(f"{url}/models: wanted {_LIST}, found {type(entries).__name__} for `data`")
+    models = [entry for entry in entries or [] if isinstance(entry, dict)]
+    return {entry["id"]: entry for entry in models if isinstance(entry.get("id"), str)}
 
 
-def _made_from(known: Mapping[Any, Mapping[str, Any]], model: str) -> str:
+def _made_from(known: Mapping[str, Mapping[str, Any]], model: str) -> str:
     """The fingerprint of a model out of a server's models."""
     root = known.get(model, {}).get("root")
     name = PurePosixPath(root).name if isinstance(root, str) else ""

@@ -241,7 +241,7 @@ class Pool:
         if (image, text) != (seed.picture.id if seed.picture else None, seed.text):
             raise PoolError(
                 f"{self.path}: {seed.name!r} says {text!r} about {image} there, and {seed.text!r} now; "
-                "the data have changed: use a new pool"
+                "the data have changed: use a new pool; or they are another file of that name: call it otherwise"
             )
         return id
 

@@ -29,8 +29,9 @@ def read_seeds(
 ) -> tuple[list[Seed], list[Skipped]]:
     """The instructions of a file, in its order, and what is broken in it.
 
-    `images` is the folder that the paths of pictures start from, the file's own by default. Raises DataError where more
-    than the share `max_skipped` of the records is broken, or there is no instruction.
+    `images` is the folder that the paths of pictures start from, and by which the pool names them. By default they
+    start from the file's own folder and are named by their whole path, so that two files' `1.png` are two pictures.
+    Raises DataError where more than the share `max_skipped` of the records is broken, or there is no instruction.
     """
     existing_file(file.parent, file.name, "instructions to import")
     folder = file.parent if images is None else existing_folder(images, "", "pictures to import")
@@ -40,7 +41,7 @@ def read_seeds(
     for where, record in _records(file):
         total += 1
         try:
-            seeds += _seeds(where, record, folder)
+            seeds += _seeds(where, record, folder, images)
         except BrokenRecord as error:
             skipped.append(Skipped(where, str(error)))
     check_skipped(skipped, total, max_skipped, str(file))
@@ -70,8 +71,11 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{file}: {error}") from error
 
 
-def _seeds(where: str, record: Any, folder: Path) -> list[Seed]:
-    """The single turns of one record. Raises BrokenRecord."""
+def _seeds(where: str, record: Any, folder: Path, images: Path | None) -> list[Seed]:
+    """The single turns of one record, its picture's file sought in `folder` and named from `images` on.
+
+    Raises BrokenRecord.
+    """
     if isinstance(record, str):
         try:
             record = json.loads(record)
@@ -92,7 +96,7 @@ def _seeds(where: str, record: Any, folder: Path) -> list[Seed]:
         named = _named(record, "image")
     if len(named) > 1:
         raise BrokenRecord(f"{len(named)} pictures; it may have one")
-    picture = picture_of(image_file(folder, named[0]), folder) if named else None
+    picture = picture_of(image_file(folder, named[0]), images) if named else None
     names = [f"{where}#{number}" if len(exchanges) > 1 else where for number in range(len(exchanges))]
     return [
         Seed(name=name, picture=picture, text=text, answer=answer)

@@ -38,7 +38,8 @@ class Picture:
     """A picture that instructions are about."""
 
     id: str
-    """names it in the pool, the same on every machine: a path inside a data set, or a drawn picture's key"""
+    """names it in the pool: a path from the data's folder on, the same on every machine, a whole path where no such
+    folder was given, or a drawn picture's key"""
     path: str | None
     """its file, absolute; None where it is no file and the recipe's data make it"""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 import sqlite3
 from dataclasses import astuple
 from typing import Any
 
+from limbeck.competition.pool_file import PoolError
 from limbeck.competition.pool_records import (
     Answer,
     Assessment,
@@ -120,12 +123,29 @@ def decision_of(row: Row) -> Decision:
 
 
 def insert_picture(connection: sqlite3.Connection, picture: Picture | None) -> None:
-    """Make a picture known, where it is now; one whose file is known keeps it."""
-    if picture is not None:
-        connection.execute(
-            "INSERT INTO images VALUES (?, ?) ON CONFLICT DO UPDATE SET path = coalesce(excluded.path, path)",
-            (picture.id, picture.path),
+    """Make a picture known, where it is now; one whose file is known keeps it.
+
+    Raises PoolError where its id is that of another picture, whose file is still there.
+    """
+    if picture is None:
+        return
+    (known,) = connection.execute("SELECT path FROM images WHERE id = ?", (picture.id,)).fetchone() or (None,)
+    if known is not None and picture.path is not None and _differ(known, picture.path):
+        raise PoolError(
+            f"the picture {picture.id!r} is {known} there, and {picture.path} now: two pictures of one name. Name them "
+            "from a folder that holds both (`pool import --images`), or use a new pool"
         )
+    connection.execute(
+        "INSERT INTO images VALUES (?, ?) ON CONFLICT DO UPDATE SET path = coalesce(excluded.path, path)",
+        (picture.id, picture.path),
+    )
+
+
+def _differ(known: str, path: str) -> bool:
+    """Whether two files are two pictures; one that is gone was moved."""
+    if known == path or not os.path.isfile(known):
+        return False
+    return not os.path.isfile(path) or not filecmp.cmp(known, path, shallow=False)
 
 
 def insert_result(connection: sqlite3.Connection, result: Result) -> bool:

@@ -1,6 +1,6 @@
 """What the replies of assessor and augmentor mean: two scores, a new instruction, and how difficult one was.
 
-Spec of the competition: CoMD (section 3.2, Eq. 6) with Lion's post-filter and its other rule of difficulty.
+Spec of the competition: CoMD (section 3.3, Eq. 6) with Lion's post-filter and its other rule of difficulty.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from limbeck.data.conversations import IMAGE
 
 LOWEST, HIGHEST = 1.0, 10.0
-"""The assessor's scale. Scores are clamped to it: a 0 would lift Eq. 6 above 1, and 0 against 0 divides by nothing."""
+"""The assessor's scale. A 0 is clamped to it: it would lift Eq. 6 above 1, and 0 against 0 divides by nothing."""
 
 TAU = 0.33
 """CoMD's threshold of difficulty."""
@@ -23,16 +23,20 @@ DifficultyRule = Literal["comd", "lion"]
 
 _BLANK = r"[^\S\n]"
 _MARKS = rf"(?:{_BLANK}|[*_`\"'<(\[])*+"
-_NUMBER = r"(?P<score>\d+(?:\.\d+)?)(?:\s*/\s*(?P<of>\d+))?(?![\d.]*\d)(?!\w)(?!\s*(?:-|\u2013|to)\s*\d)"
-_SAYS = r"(?:[:=\-\u2013]|\bis\b|\bwould be\b)"
-_SCORE_OF = rf"score\s+(?:of|for)\s+(?:the\s+)?assistant\s*{{number}}\b{_MARKS}{_SAYS}\s*+{_MARKS}{_NUMBER}"
+_NUMBER = (
+    rf"(?P<score>\d+(?:\.\d+)?)(?:{_BLANK}*+(?:/|\bout of\b){_BLANK}*+(?P<of>\d+))?"
+    rf"(?![\d.]*\d)(?!\w)(?!{_BLANK}*+(?:/|out of\b|(?:-|\u2013|to){_BLANK}*+\d))"
+)
+_SAYS = r"(?:[:=\-\u2013\uff1a]|\bis\b|\bwould be\b)"
+_NAMED = r"assistant\s*#?{number}\b"
+_SCORE_OF = rf"scores?\s+(?:of|for)\s+(?:the\s+)?{_NAMED}{_MARKS}{_SAYS}\s*+{_MARKS}{_NUMBER}"
 _ASSISTANT = (
-    rf"(?:^|[,;]|\band\b){_BLANK}*+[*_\-•#]*+{_BLANK}*+assistant\s*{{number}}\b(?:'s)?(?:{_BLANK}+score)?"
+    rf"(?:^|[,;]|\band\b){_BLANK}*+[*_\-•#]*+{_BLANK}*+{_NAMED}(?:'s)?(?:{_BLANK}+score)?"
     rf"{_MARKS}{_SAYS}{_MARKS}{_NUMBER}(?=[\s*_`>)\]]*(?:$|[(,;.\u2013-]|and\b))"
 )
 _IN_TEN = r"(\d+(?:\.\d+)?)(?:/10)?"
 _PAIR = re.compile(
-    rf"^{_MARKS}(?:(?:output|scores?){_MARKS}[:=])?{_MARKS}{_IN_TEN}"
+    rf"^{_MARKS}(?:(?:output|scores?){_MARKS}[:=\uff1a])?{_MARKS}{_IN_TEN}"
     rf"(?:(?:{_BLANK}|[,;|&*])+|{_BLANK}+(?:and|vs\.?){_BLANK}+){_IN_TEN}(?:{_BLANK}|[*_`\"'>)\].])*$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -51,9 +55,10 @@ def said_scores(text: str) -> tuple[float, float] | None:
     """The scores of assistants 1 and 2 as the reply says them; None where it does not.
 
     The first of these that is found counts: the last `Score of Assistant N: x` of both; the first line of nothing but
-    two numbers between 0 and 10 (Vicuna's form); the last `Assistant N: x` of both; the last pair in parentheses
-    behind "score" or "output". `x/10` and `x/100` are read as such, markdown around names and numbers is ignored. Two
-    numbers in the middle of a sentence are no scores.
+    two numbers (Vicuna's form); the last `Assistant N: x` of both; the last pair in parentheses behind "score" or
+    "output". Numbers are between 0 and 10: `x/5`, `x/100` and the like are brought to that scale, and a form with a
+    number above it is none. Markdown around names and numbers is ignored. Two numbers in the middle of a sentence are
+    no scores.
     """
     if found := _by_name(_SCORE_OF, text):
         return found
@@ -63,26 +68,29 @@ def said_scores(text: str) -> tuple[float, float] | None:
             return first, second
     if found := _by_name(_ASSISTANT, text):
         return found
-    if pairs := list(_TUPLE.finditer(text)):
-        return float(pairs[-1][1]), float(pairs[-1][2])
+    for pair in reversed(list(_TUPLE.finditer(text))):
+        first, second = float(pair[1]), float(pair[2])
+        if max(first, second) <= HIGHEST:
+            return first, second
     return None
 
 
 def _by_name(pattern: str, text: str) -> tuple[float, float] | None:
-    """What stands last behind the name of each of the two assistants."""
+    """What stands last behind the name of each of the two assistants; None where one is not on the scale."""
     found = [
         list(re.finditer(pattern.replace("{number}", number), text, re.IGNORECASE | re.MULTILINE))
         for number in ("1", "2")
     ]
     if not all(found):
         return None
-    first, second = (matches[-1] for matches in found)
-    return _score(first), _score(second)
+    first, second = (_score(matches[-1]) for matches in found)
+    return None if first is None or second is None else (first, second)
 
 
-def _score(found: re.Match[str]) -> float:
+def _score(found: re.Match[str]) -> float | None:
+    """The score on a scale to 10; None where it lies outside of it."""
     score, of = float(found["score"]), float(found["of"] or HIGHEST)
-    return score * HIGHEST / of if of > HIGHEST else score
+    return score * HIGHEST / of if score <= of and of > 0 else None
 
 
 def _clamped(score: float) -> float:

@@ -22,7 +22,7 @@ class AskingConfig(Section):
 
 
 class Rules(Section):
-    """The rules of the loop (the paper's Algorithm 1 and section 3.2)."""
+    """The rules of the loop (the paper's section 3.3)."""
 
     tau: float = Field(default=0.33, ge=0, le=1)
     """difficulty from which an instruction is hard"""
@@ -36,7 +36,7 @@ class Rules(Section):
     novelty: float = Field(default=0.7, gt=0, le=1)
     """a new instruction's ROUGE-L with every other of its picture stays below"""
     attempts: int = Field(default=3, ge=1)
-    """how often an assessor is asked until its scores can be read"""
+    """how often an assessor is asked until its scores can be read; once at temperature 0"""
     prompts: PromptsConfig = PromptsConfig()
     answer: AskingConfig = AskingConfig()
     """the teacher's and the student's answers"""

@@ -44,9 +44,7 @@ def load_conversation_source(config: AnyConversations, base: Path = Path()) -> C
             return load_examples(config, base)
 
 
-def load_conversations(
-    configs: Sequence[AnyConversations], base: Path = Path(), where: str = ""
-) -> ConversationSource:
+def load_conversations(configs: Sequence[AnyConversations], base: Path = Path(), where: str = "") -> ConversationSource:
     """Several sources as one, in the order given; `where` is their key path in the recipe, for what is wrong."""
     sources = []
     for index, config in enumerate(configs):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
 from limbeck.assemble.comd import build_dialogues, build_method, build_student, open_stage_sources
 from limbeck.competition.asking import AskingError
 from limbeck.competition.endpoint_config import EndpointsConfig
 from limbeck.competition.endpoints import Endpoints
 from limbeck.doctor.competition import Plan, plan_of
-from limbeck.doctor.finding import REST, Finding, count_of, failed
+from limbeck.doctor.finding import REST, Finding, count_of, failed, tried
+from limbeck.doctor.speed import stage_arguments
+from limbeck.evaluation.generative.benchmarks import BenchmarkConfig, load_benchmark
 from limbeck.models.hub import local_model
-from limbeck.recipe.comd import CoMDRecipe
+from limbeck.recipe.comd import CoMDRecipe, LocalRole, RoleConfig
 from limbeck.recipe.shared import RecipeError
 
 
 def examine_comd(recipe: CoMDRecipe, *, processes: int) -> list[Finding]:
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
-    findings = []
+    findings = [*_settings(recipe)]
+    if failed(findings):
+        return [*findings, REST]
     if recipe.competition is not None:
-        findings += [_plan(plan_of(recipe, processes)), *_servers(recipe)]
+        findings.append(_plan(plan_of(recipe, processes)))
+    findings += _servers(recipe)
     if failed(findings) or not _is_here(recipe):
         return [*findings, REST if failed(findings) else _away(recipe)]
     try:
@@ -35,6 +44,40 @@ def examine_comd(recipe: CoMDRecipe, *, processes: int) -> list[Finding]:
     return [*findings, Finding("student", "ok", text, {"parameters": weights})]
 
 
+def _settings(recipe: CoMDRecipe) -> Iterator[Finding]:
+    """What a run looks at first: the settings of training, the benchmarks' files, the folders of local roles."""
+
+    def training() -> Finding:
+        stages = stage_arguments(recipe, recipe.all_stages)
+        return Finding("training", "ok", f"TrainingArguments of {', '.join(stages)}")
+
+    yield tried("training", training)
+    for benchmark in recipe.evaluation.benchmarks:
+        check = f"benchmark {benchmark.name or benchmark.benchmark}"
+        yield tried(check, partial(_benchmark, check, benchmark, Path(recipe.data.root)))
+    for role, config in _roles(recipe).items():
+        if isinstance(config, LocalRole):
+            try:
+                yield Finding(role, "ok", f"{local_model(config.folder)}, in this process")
+            except FileNotFoundError as error:
+                yield Finding(role, "failed", f"{role}.folder: {error}")
+
+
+def _benchmark(check: str, config: BenchmarkConfig, base: Path) -> Finding:
+    count = len(load_benchmark(config, base))
+    return Finding(check, "ok", f"{count:,} items", {"items": count})
+
+
+def _roles(recipe: CoMDRecipe) -> dict[str, RoleConfig | None]:
+    """Who fills each role by itself; None where another does, or nobody."""
+    return {
+        "teacher": recipe.teacher,
+        "assessor": recipe.assessor,
+        "augmentor": recipe.augmentor,
+        "judge": recipe.judge,
+    }
+
+
 def _plan(plan: Plan) -> Finding:
     told = plan.to_json()
     total = told["total"]
@@ -48,12 +91,9 @@ def _plan(plan: Plan) -> Finding:
 
 
 def _servers(recipe: CoMDRecipe) -> list[Finding]:
-    """Each role that is a server answers, under that model and with that key."""
+    """Whether each role that is a server answers, under that model and with that key."""
     findings = []
-    for role in ("teacher", "assessor", "augmentor", "judge"):
-        config = {"teacher": recipe.teacher, "assessor": recipe.assessor, "augmentor": recipe.augmentor}.get(
-            role, recipe.judge
-        )
+    for role, config in _roles(recipe).items():
         if isinstance(config, EndpointsConfig):
             try:
                 server = Endpoints(config)

@@ -103,8 +103,8 @@ class Plan:
 def plan_of(recipe: CoMDRecipe, processes: int | None = None) -> Plan:
     """Read the recipe's data and foresee its stages and competition. Nothing is asked and no model is loaded.
 
-    `processes` share each step; None takes torchrun's WORLD_SIZE, or one. Raises RecipeError, PromptError, and DataError
-    where the instructions are not here, or a benchmark that wants a judge.
+    `processes` share each step; None takes torchrun's WORLD_SIZE, or one. Raises RecipeError, PromptError, and
+    DataError where the instructions are not here, or a benchmark that wants a judge.
     """
     config, processes = recipe.competition, processes or planned_processes()
     if config is None:
@@ -235,7 +235,7 @@ class Spread:
     """those of them without a picture"""
 
     def conversations(self, size: int, *, first: bool) -> int:
-        """Of so many instructions, regrouped: those of the first pool, or new ones whose pictures are drawn by chance."""
+        """Of so many instructions: those of the first pool, or new ones whose pictures are drawn by chance."""
         if first or self.pictures == 0:
             return self.pictures + self.blind if first else size
         blind = size * self.blind / self.seeds

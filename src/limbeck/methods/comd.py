@@ -1,6 +1,6 @@
 """CoMD: a student tuned on a teacher's answers, in rounds between which both compete (Li et al., 2023).
 
-    connect   L = - log p(answer | picture, question)        the connector alone         (section 3.1, pre-training)
+    connect   L = - log p(answer | picture, question)        the connector alone         (section 3.2, pre-training)
     tune      the same                                       connector and language model, once for each pool
 
 L is the mean over the tokens of all answers and of the stop tokens behind them, of the whole optimizer step, and no

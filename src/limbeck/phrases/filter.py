@@ -7,13 +7,14 @@ Out folder: `settings.json` (what phrases depend on), `parts/` (their Parquet fi
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.examples import DataError, check_skipped
+from limbeck.data.examples import DataError
 from limbeck.phrases.choose import Choice, ChoiceConfig, choose
 from limbeck.phrases.inputs import CaptionsConfig, Part, input_files, plan
 from limbeck.phrases.nouns import fingerprint
@@ -83,8 +84,12 @@ def filter_captions(
     parts = plan(files, captions.part_records)
     done, rate = _extract(parts, captions, pipeline, versions, parts_folder, resources, progress)
     records, broken = sum(each.records for each in done), sum(each.broken for each in done)
-    listed = [entry for each in done for entry in each.skipped]
-    check_skipped(listed, records + broken, max_skipped, ", ".join(captions.inputs))
+    if broken > max_skipped * (records + broken):
+        first = "\n".join(f"  {entry}" for entry in [entry for each in done for entry in each.skipped][:10])
+        raise DataError(
+            f"{', '.join(captions.inputs)}: {broken} of {records + broken} records are broken, more than the "
+            f"{max_skipped:.1%} that max_skipped allows, such as:\n{first}"
+        )
     counts = [each.captions for each in done]
     start = time.perf_counter()
     chosen = choose(parts_folder, counts, choice, out, memory=resources.memory, threads=resources.processes)
@@ -94,7 +99,7 @@ def filter_captions(
     else:
         written = write_chosen(parts, counts, captions, out / "chosen.parquet", out / "chosen")
     summary = Summary(records, sum(counts), broken, chosen, tuple(written), rate, seconds)
-    (out / "summary.json").write_text(json.dumps(summary.to_json(), indent=2) + "\n")
+    _write_whole(out / "summary.json", summary.to_json())
     return summary
 
 
@@ -129,7 +134,7 @@ def _settle(file: Path, captions: CaptionsConfig, files: Sequence[Path], version
     sizes = [[str(each), (found := each.stat()).st_size, found.st_mtime_ns] for each in files]
     settings = {"captions": captions.model_dump(), "files": sizes, **versions}
     if not file.exists():
-        file.write_text(json.dumps(settings, indent=2) + "\n")
+        _write_whole(file, settings)
         return
     before = json.loads(file.read_text())
     if changed := [name for name in settings if name not in before or before[name] != settings[name]]:
@@ -137,3 +142,13 @@ def _settle(file: Path, captions: CaptionsConfig, files: Sequence[Path], version
             f"{file.parent}: holds phrases of other {' and '.join(changed)} (see {file.name}); take another folder, or "
             "remove this one"
         )
+
+
+def _write_whole(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that a kill leaves the whole file or none."""
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    with unfinished.open("w") as stream:
+        stream.write(json.dumps(content, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(file)

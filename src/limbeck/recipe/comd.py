@@ -76,7 +76,7 @@ class LoraConfig(Section):
 
 
 class CoMDStageConfig(StageSettings):
-    """A stage before the competition (section 3.3 of the paper: pre-training)."""
+    """A stage before the competition (section 3.2 of the paper: pre-training)."""
 
     kind: Literal["connect", "tune"]
     """`connect` trains the connector alone, `tune` the language model too"""
@@ -101,7 +101,7 @@ InstructionSourceConfig = Annotated[AnyConversations | InstructionFileConfig, Fi
 
 
 class CompetitionConfig(Rules):
-    """The loop (the paper's Algorithm 1), by its rules."""
+    """The loop (the paper's section 3.3), by its rules."""
 
     data: tuple[InstructionSourceConfig, ...] = Field(min_length=1)
     """pictures and instructions of the first pool; what is answered in them is dropped"""
@@ -126,6 +126,8 @@ class CoMDRecipe(RunSettings):
         *RunSettings.changeable,
         "data.dialogues.max_left_out",
         "judge",  # named later, or no more
+        "competition.attempts",
+        "competition.prompts.assessor",  # the pool keeps which prompt an assessment answers, and closed rounds stay
         *(f"{role}.{name}" for role, name in product(ROLES, HOW_SERVERS_ARE_ASKED)),
     )
     method: Literal["comd"]

@@ -8,7 +8,8 @@ The run folder:
     pool.sqlite       every instruction, answer, assessment and decision (`limbeck pool`)
     stages/<stage>/   checkpoints, and the finished stage's weights; tune-1, tune-2, ... are the competition's
     rounds/<n>/       tuning n's data.jsonl, and the evaluation of the student after it
-    student/          the student after the last tuning with its processor; plain transformers loads it
+    student/          the student after the last tuning with its processor; plain transformers loads it.
+                      A round that writes nothing new ends the competition: the tuning after it has an empty data.jsonl
     evaluation/  profile.json  gallery/
     teacher/          the same three of the teacher, where it is a model of this process
     competition.json  what the page tells of the rounds
@@ -17,13 +18,17 @@ The run folder:
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any, cast
+
+import torch
+from torch import nn
 
 from limbeck.assemble.comd import (
     RoleModels,
@@ -63,6 +68,8 @@ from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
 
+log = logging.getLogger(__name__)
+
 POOL = "pool.sqlite"
 WAIT = 2.0
 """Seconds between two looks of a process that waits for the first one to have asked."""
@@ -81,7 +88,7 @@ def run_comd(recipe: CoMDRecipe) -> Path:
         _train(recipe, folder, models, judge, started)
     TRAINING_BEGAN.set()
     if rank() == 0:
-        last = folder / "rounds" / str(recipe.tunings) / "evaluation"
+        last = folder / "rounds" / str(_last_tuning(folder, recipe.tunings)) / "evaluation"
         if last.is_dir() and not (folder / "evaluation").exists():
             copytree(last, folder / "evaluation")
         examine(folder, partial(open_saved, folder), recipe, judge)
@@ -97,7 +104,8 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
     student = build_student(recipe, stage_sources)
     method = build_method(recipe, student)
     roles = None
-    if instructions is not None and rank() == 0 and not _data_file(folder, recipe.tunings).exists():
+    last = _data_file(folder, _last_tuning(folder, recipe.tunings))
+    if instructions is not None and rank() == 0 and not last.exists():
         roles = models.roles(recipe)  # before all that takes long; none is asked once the last tuning has its data
     data = {
         stage.name: build_dialogues(recipe, stage_sources[stage.name], student, stage.chat) for stage in recipe.stages
@@ -127,7 +135,15 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
         dataset = rounds.data(stage)
         return TrainingData(dataset, dataset.collate)
 
-    method.between = rounds.between if rounds is not None else None
+    built = _Formats(student.model)
+    casts = {stage.name: _cast_by(recipe.training | stage.training) for stage in recipe.all_stages}
+
+    def between(stage: Stage) -> None:
+        built.restore(student.model, casts[stage.name])
+        if rounds is not None:
+            rounds.between(stage)
+
+    method.between = between
     try:
         run_stages(
             method,
@@ -139,12 +155,52 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
             skipped=skipped,
             gradient_share_steps=recipe.gradient_share_steps,
         )
+    except _Over as over:
+        log.warning("%s", over)
     finally:
         if rounds is not None:
             rounds.close()
     if rank() == 0:
         save_student(folder / "student", student)
         record(folder, recipe, fingerprint, seconds=time.time() - started)
+
+
+class _Formats:
+    """The number formats that a model was built with, since DeepSpeed casts a model in place.
+
+    A run that goes on builds its student anew and loads what was trained: answers, fingerprint and the saved student
+    are to be the same.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kept = {*model.state_dict(), *(name for name, _ in model.named_parameters())}
+        self._kept = {name: tensor.dtype for name, tensor in _floats(model).items() if name in kept}
+        self._computed = {name: tensor.clone() for name, tensor in _floats(model).items() if name not in kept}
+        """what no checkpoint has, such as rotary frequencies, which a cast and back would round"""
+
+    def restore(self, model: nn.Module, rounded: torch.dtype | None) -> None:
+        """Bring the model into these formats, its numbers `rounded` where its training does so."""
+        for name, tensor in _floats(model).items():
+            if name in self._computed:
+                tensor.data = self._computed[name].to(tensor.device)
+            else:
+                tensor.data = tensor.data.to(rounded or tensor.dtype).to(self._kept[name])
+
+
+def _cast_by(training: Mapping[str, Any]) -> torch.dtype | None:
+    """The format that a stage's TrainingArguments cast the model to in place: DeepSpeed's; None for other training."""
+    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return next((formats[name] for name in formats if training.get("deepspeed") and training.get(name)), None)
+
+
+def _floats(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of floating point."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+class _Over(Exception):
+    """The competition ends before its last tuning: a round has written nothing new."""
 
 
 class _Rounds:
@@ -182,7 +238,10 @@ class _Rounds:
             self.competition = Competition(self.pool, roles, prompts, self.config, self.images, seed=recipe.seed)
 
     def data(self, stage: Stage) -> ProcessedDialogues:
-        """The training set of a tuning: the last round's new instructions with the teacher's answers, regrouped."""
+        """The training set of a tuning: the last round's new instructions with the teacher's answers, regrouped.
+
+        Raises _Over where there is none.
+        """
         number = self.numbers[stage.name]
         file = _data_file(self.folder, number)
         if self.competition is not None and not file.exists():
@@ -195,6 +254,8 @@ class _Rounds:
             with Pool.open(self.folder / POOL, readonly=True) as pool:
                 self._add_imported(pool)
         lines = [json.loads(line) for line in file.read_text().splitlines()]
+        if not lines:
+            raise _Over(f"round {number - 1} wrote nothing new: the student of tuning {number - 1} is the last")
         answered = [
             (Instruction(**{name: line[name] for name in line if name != "answer"}), line["answer"]) for line in lines
         ]
@@ -225,7 +286,8 @@ class _Rounds:
     def _tell(self) -> None:
         """What the page needs of the pool, with the pictures of the instructions that it shows."""
         assert self.pool is not None
-        told = account(self.pool)
+        places = {number: self.folder / "rounds" / str(number) / "evaluation" for number in self.numbers.values()}
+        told = account(self.pool, {number: [*place.glob("*_reviews.jsonl")] for number, place in places.items()})
         for example in (each for played in told["rounds"] for each in played["examples"]):
             if example["image"] is not None:
                 file = Path("gallery") / f"instruction-{example['instruction']}.png"
@@ -241,6 +303,12 @@ class _Rounds:
 def _data_file(folder: Path, number: int) -> Path:
     """What tuning `number` is trained on."""
     return folder / "rounds" / str(number) / "data.jsonl"
+
+
+def _last_tuning(folder: Path, tunings: int) -> int:
+    """The number of the last tuning: the one before a round that wrote nothing new, else the recipe's last."""
+    empty = [n for n in range(1, tunings + 1) if (file := _data_file(folder, n)).exists() and not file.stat().st_size]
+    return empty[0] - 1 if empty else tunings
 
 
 def save_student(target: Path, student: Student) -> None:
