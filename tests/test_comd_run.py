@@ -28,8 +28,8 @@ from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.recipe import CoMDRecipe, RecipeError, load_recipe
 from limbeck.recipe.comd import LocalRole
 from limbeck.run import run_recipe
-from limbeck.runs.comd import _cast_by, _Formats
 from limbeck.runs.folder import record, refuse_another_recipe
+from limbeck.runs.formats import Formats, cast_by
 from limbeck.training.trainer import WEIGHTS, load_method, save_method
 
 HELD = {"benchmark": "scenes_vqa", "name": "vqa", "data": {**SCENES, "split": "test", "count": 2}, "max_new_tokens": 3}
@@ -241,7 +241,7 @@ def test_a_student_that_is_cast_in_training_answers_as_one_that_is_built_anew(ey
         save_method(method.bfloat16(), file)
 
     monkeypatch.setattr("limbeck.training.run.save_method", cast_and_save)
-    monkeypatch.setattr("limbeck.runs.comd._cast_by", lambda training: torch.bfloat16)
+    monkeypatch.setattr("limbeck.runs.comd.cast_by", lambda training: torch.bfloat16)
     recipe = cast(CoMDRecipe, load_recipe(str(competition_recipe(tmp_path, eye, teacher))))
     folder = run_recipe(recipe)
     saved = load_file(folder / "student" / "model.safetensors")
@@ -250,7 +250,7 @@ def test_a_student_that_is_cast_in_training_answers_as_one_that_is_built_anew(ey
     again = load_file(run_recipe(recipe) / "student" / "model.safetensors")  # built anew, with all weights loaded
     assert all(torch.equal(again[name], saved[name]) for name in saved)
     built = build_student(recipe, {})
-    method, formats = build_method(recipe, built), _Formats(built.model)
+    method, formats = build_method(recipe, built), Formats(built.model)
     load_method(method, folder / "stages" / "tune-1" / WEIGHTS)
     formats.restore(built.model, torch.bfloat16)
     with Pool.open(folder / "pool.sqlite", readonly=True) as pool:
@@ -261,16 +261,16 @@ def test_what_a_model_computes_for_itself_survives_a_cast_in_place():
     model = torch.nn.Linear(3, 3)
     model.register_buffer("frequencies", torch.tensor([1 / 3]), persistent=False)
     model.register_buffer("count", torch.tensor(7))
-    built = _Formats(model)
+    built = Formats(model)
     built.restore(model.bfloat16(), torch.bfloat16)
     assert model.weight.dtype == model.bias.dtype == torch.float32
     assert torch.equal(cast(torch.Tensor, model.frequencies), torch.tensor([1 / 3]))
 
 
 def test_deepspeed_alone_casts_in_place():
-    assert _cast_by({"deepspeed": "zero2.json", "bf16": True}) == torch.bfloat16
-    assert _cast_by({"deepspeed": "zero2.json", "fp16": True, "bf16": False}) == torch.float16
-    assert _cast_by({"bf16": True}) is _cast_by({"deepspeed": "zero2.json"}) is None
+    assert cast_by({"deepspeed": "zero2.json", "bf16": True}) == torch.bfloat16
+    assert cast_by({"deepspeed": "zero2.json", "fp16": True, "bf16": False}) == torch.float16
+    assert cast_by({"bf16": True}) is cast_by({"deepspeed": "zero2.json"}) is None
 
 
 def test_instructions_come_from_files_without_answers_and_from_an_import(eye, teacher, tmp_path):

@@ -20,15 +20,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any, cast
-
-import torch
-from torch import nn
 
 from limbeck.assemble.comd import (
     RoleModels,
@@ -62,6 +59,7 @@ from limbeck.methods.comd import CoMD
 from limbeck.models.vlm import save_vlm
 from limbeck.recipe.comd import CoMDRecipe, CompetitionConfig, LocalRole, tuning_name
 from limbeck.runs.folder import record, refuse_another_recipe, whole_folder
+from limbeck.runs.formats import Formats, cast_by
 from limbeck.runs.gallery import save_picture
 from limbeck.runs.writers import evaluate, examine, is_evaluated, open_saved
 from limbeck.training.checkpoint import write_text
@@ -135,8 +133,8 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
         dataset = rounds.data(stage)
         return TrainingData(dataset, dataset.collate)
 
-    built = _Formats(student.model)
-    casts = {stage.name: _cast_by(recipe.training | stage.training) for stage in recipe.all_stages}
+    built = Formats(student.model)
+    casts = {stage.name: cast_by(recipe.training | stage.training) for stage in recipe.all_stages}
 
     def between(stage: Stage) -> None:
         built.restore(student.model, casts[stage.name])
@@ -163,40 +161,6 @@ def _train(recipe: CoMDRecipe, folder: Path, models: RoleModels, judge: Asker | 
     if rank() == 0:
         save_student(folder / "student", student)
         record(folder, recipe, fingerprint, seconds=time.time() - started)
-
-
-class _Formats:
-    """The number formats that a model was built with, since DeepSpeed casts a model in place.
-
-    A run that goes on builds its student anew and loads what was trained: answers, fingerprint and the saved student
-    are to be the same.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        kept = {*model.state_dict(), *(name for name, _ in model.named_parameters())}
-        self._kept = {name: tensor.dtype for name, tensor in _floats(model).items() if name in kept}
-        self._computed = {name: tensor.clone() for name, tensor in _floats(model).items() if name not in kept}
-        """what no checkpoint has, such as rotary frequencies, which a cast and back would round"""
-
-    def restore(self, model: nn.Module, rounded: torch.dtype | None) -> None:
-        """Bring the model into these formats, its numbers `rounded` where its training does so."""
-        for name, tensor in _floats(model).items():
-            if name in self._computed:
-                tensor.data = self._computed[name].to(tensor.device)
-            else:
-                tensor.data = tensor.data.to(rounded or tensor.dtype).to(self._kept[name])
-
-
-def _cast_by(training: Mapping[str, Any]) -> torch.dtype | None:
-    """The format that a stage's TrainingArguments cast the model to in place: DeepSpeed's; None for other training."""
-    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return next((formats[name] for name in formats if training.get("deepspeed") and training.get(name)), None)
-
-
-def _floats(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of floating point."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
 class _Over(Exception):
