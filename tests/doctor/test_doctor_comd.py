@@ -35,7 +35,7 @@ def found(folder: Path, **changes: Any) -> dict[str, tuple[str, str]]:
         ({"judge": {"folder": "./nowhere"}}, "judge", "judge.folder: ./nowhere: no such model folder"),
         (
             {"evaluation.benchmarks": [{"benchmark": "gqa", "questions": "q.json", "images": "."}]},
-            "benchmark gqa",
+            "benchmarks",
             "q.json: no such file",
         ),
         ({"training.bf16": True, "training.fp16": True}, "training", "At most one of fp16 and bf16"),

@@ -160,14 +160,20 @@ class Joined(Examples):
         return self._parts[part][index - int(self._starts[part])]
 
 
-def check_skipped(skipped: Sequence[Skipped], total: int, limit: float, where: str) -> None:
-    """Raise DataError, listing the first ones, where more than the share `limit` of `total` records was skipped."""
-    if len(skipped) <= limit * total:
+def check_skipped(
+    skipped: Sequence[Skipped], total: int, limit: float, where: str, *, count: int | None = None
+) -> None:
+    """Raise DataError, listing the first ones, where more than the share `limit` of `total` records was skipped.
+
+    `count` says how many were, where `skipped` lists only some of them.
+    """
+    count = len(skipped) if count is None else count
+    if count <= limit * total:
         return
     first = "\n".join(f"  {entry}" for entry in skipped[:10])
-    more = f"\n  ... and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+    more = f"\n  ... and {count - 10} more" if count > 10 else ""
     raise DataError(
-        f"{where}: {len(skipped)} of {total} records are broken, more than the {limit:.1%} that max_skipped allows:\n"
+        f"{where}: {count} of {total} records are broken, more than the {limit:.1%} that max_skipped allows:\n"
         f"{first}{more}"
     )
 

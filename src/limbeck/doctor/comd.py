@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from limbeck.assemble.comd import build_dialogues, build_method, build_student, open_stage_sources
 from limbeck.competition.asking import AskingError
 from limbeck.competition.endpoint_config import EndpointsConfig
 from limbeck.competition.endpoints import Endpoints
+from limbeck.doctor.benchmarks import check_benchmarks
 from limbeck.doctor.competition import Plan, plan_of
 from limbeck.doctor.finding import REST, Finding, count_of, failed, tried
 from limbeck.doctor.speed import stage_arguments
-from limbeck.evaluation.generative.benchmarks import BenchmarkConfig, load_benchmark
 from limbeck.models.hub import local_model
 from limbeck.recipe.comd import CoMDRecipe, LocalRole, RoleConfig
 from limbeck.recipe.shared import RecipeError
@@ -52,20 +51,14 @@ def _settings(recipe: CoMDRecipe) -> Iterator[Finding]:
         return Finding("training", "ok", f"TrainingArguments of {', '.join(stages)}")
 
     yield tried("training", training)
-    for benchmark in recipe.evaluation.benchmarks:
-        check = f"benchmark {benchmark.name or benchmark.benchmark}"
-        yield tried(check, partial(_benchmark, check, benchmark, Path(recipe.data.root)))
+    if recipe.evaluation.benchmarks:
+        yield check_benchmarks(recipe.evaluation.benchmarks, Path(recipe.data.root))
     for role, config in _roles(recipe).items():
         if isinstance(config, LocalRole):
             try:
                 yield Finding(role, "ok", f"{local_model(config.folder)}, in this process")
             except FileNotFoundError as error:
                 yield Finding(role, "failed", f"{role}.folder: {error}")
-
-
-def _benchmark(check: str, config: BenchmarkConfig, base: Path) -> Finding:
-    count = len(load_benchmark(config, base))
-    return Finding(check, "ok", f"{count:,} items", {"items": count})
 
 
 def _roles(recipe: CoMDRecipe) -> dict[str, RoleConfig | None]:

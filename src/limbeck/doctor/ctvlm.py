@@ -16,6 +16,7 @@ from limbeck.data.conversations import Conversations, ConversationSource, group_
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.examples import DataError
 from limbeck.distributed import device_here
+from limbeck.doctor.benchmarks import check_benchmarks
 from limbeck.doctor.ctvlm_checks import check_templates, model_checks
 from limbeck.doctor.finding import REST, Finding, broken, count_of, failed, tried
 from limbeck.doctor.gradients import check_parameters
@@ -24,7 +25,6 @@ from limbeck.doctor.memory import Layers, Need, check_memory, need_of
 from limbeck.doctor.speed import check_speed, stage_arguments
 from limbeck.doctor.standin import BYTES, LARGEST, LAYERS, Size, shortened, size_of, whole_method
 from limbeck.doctor.texts import check_tokenizer
-from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.methods.ctvlm import CTVLM
 from limbeck.models.duet_cross import repeated_layers
 from limbeck.recipe.ctvlm import CTVLMRecipe
@@ -49,21 +49,8 @@ TOWERS = (
 def examine_ctvlm(recipe: CTVLMRecipe, *, steps: bool, memory: float | None, processes: int) -> list[Finding]:
     """Every check. Raises RecipeError or DataError where recipe or data cannot be read at all."""
     found = _examine_training(recipe, steps=steps, memory=memory, processes=processes)
-    return [*found, check_benchmarks(recipe)] if recipe.evaluation.benchmarks else found
-
-
-def check_benchmarks(recipe: CTVLMRecipe) -> Finding:
-    """Whether the files of every benchmark can be read, as before training."""
-    items, wrong = dict[str, int](), list[str]()
-    for config in recipe.evaluation.benchmarks:
-        name = config.name or config.benchmark
-        try:
-            items[name] = len(load_benchmark(config, Path(recipe.data.root)))
-        except Exception as error:  # whatever stops a benchmark here stops a run before it trains
-            wrong.append(f"{name}: {broken(name, error).text}")
-    if wrong:
-        return Finding("benchmarks", "failed", "; ".join(wrong), items)
-    return Finding("benchmarks", "ok", ", ".join(f"{name} {count}" for name, count in items.items()), items)
+    benchmarks = recipe.evaluation.benchmarks
+    return [*found, check_benchmarks(benchmarks, Path(recipe.data.root))] if benchmarks else found
 
 
 def _examine_training(recipe: CTVLMRecipe, *, steps: bool, memory: float | None, processes: int) -> list[Finding]:

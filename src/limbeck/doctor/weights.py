@@ -2,8 +2,8 @@
 
 A new model of the same shape, a few layers of it, is made beside it. Weights that start as a constant (norms, biases)
 have moved in every trained model; matrices that start at random have lost their first spread and the shape of their
-distribution. What differs in neither way was never trained, whatever its folder says; where
-no norm and no bias has moved, that is doubtful at least.
+distribution. What differs in neither way was never trained, whatever its folder says; where no norm and no
+bias has moved, that is doubtful at least.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ from limbeck.evaluation.inputs import (
     read_rows,
     require_captions,
     write_rows,
-    write_whole,
 )
 from limbeck.evaluation.metrics.caption import caption_scores
 from limbeck.evaluation.metrics.ptb import TokenizerName
 from limbeck.models.fusion import FusionVLM
+from limbeck.writing import write_text
 
 _COCO_NAME = re.compile(r"(?:.*/)?(?:COCO_[a-z]+\d{4}_)?(\d{12})\.jpg")
 """COCO_val2014_000000000042.jpg, or 000000000042.jpg of 2017, in any folder"""
@@ -97,7 +97,7 @@ def evaluate_captioning(
     scores = caption_scores(*_texts(written), tokenizer=config.tokenizer, java_metrics=config.java_metrics)
     write_rows(rows, ({**row, "scores": _rounded(scores.pictures[row["id"]])} for row in written))
     results = [{"image_id": _coco_id(row["id"]), "caption": row["prediction"]} for row in written]
-    write_whole(rows.with_name(f"{rows.stem}_results.json"), json.dumps(results, ensure_ascii=False))
+    write_text(rows.with_name(f"{rows.stem}_results.json"), json.dumps(results, ensure_ascii=False))
     return {**scores.corpus, "tokenizer": scores.tokenizer}
 
 

@@ -16,11 +16,12 @@ from limbeck.data.examples import Example, Source
 from limbeck.data.sources import SourceConfig, load_sources
 from limbeck.evaluation import captioning, retrieval, vqa
 from limbeck.evaluation.captioning import CaptioningConfig, evaluate_captioning
-from limbeck.evaluation.inputs import require_captions, write_whole
+from limbeck.evaluation.inputs import require_captions
 from limbeck.evaluation.retrieval import RetrievalConfig, evaluate_retrieval
 from limbeck.evaluation.vqa import NO_QUESTION, VQAConfig, common_answers, evaluate_vqa
 from limbeck.models.clip import DualEncoder
 from limbeck.models.fusion import FusionConfig, FusionVLM
+from limbeck.writing import write_text
 
 TaskName = Literal["retrieval", "captioning", "vqa"]
 
@@ -218,5 +219,5 @@ def read_answers(path: Path) -> list[str]:
 def _write_summary(out: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The figures of the tasks that have some."""
     summary = {name: figures for name, figures in found.items() if figures}
-    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

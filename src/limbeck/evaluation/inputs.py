@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from limbeck.data.dataset import normalize
 from limbeck.data.examples import BrokenImage, Example, Skipped, check_skipped
 from limbeck.data.tokenizer import SpecialIds
 from limbeck.data.transform import TransformConfig, transform
+from limbeck.writing import write_text
 
 Row = dict[str, Any]
 """What is kept of one example, as JSON."""
@@ -115,7 +115,7 @@ def evaluating(model: nn.Module, device: torch.device, bf16: bool) -> Iterator[N
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """One JSON object a line; the file is there whole or not at all."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -125,11 +125,3 @@ def read_rows(path: Path) -> list[Row]:
     if not rows:
         raise ValueError(f"{path}: there are no rows, so nothing was evaluated")
     return rows
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary one beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -29,12 +29,12 @@ from limbeck.evaluation.inputs import (
     picture_batches,
     read_rows,
     write_rows,
-    write_whole,
 )
 from limbeck.evaluation.metrics.vqa import accuracy, mean_accuracy
 from limbeck.losses.language import token_cross_entropy
 from limbeck.models.fusion import FusionVLM, Memory
 from limbeck.types import IGNORE
+from limbeck.writing import write_text
 
 NO_QUESTION = "there is no question; it needs a source with questions (vqa_v2, builtin:scenes, jsonl)"
 
@@ -134,7 +134,7 @@ def evaluate_vqa(
             bar.update(len(questions))
     write_rows(rows, written)
     results = [{"question_id": _official_id(row["id"]), "answer": row["prediction"]} for row in written]
-    write_whole(rows.with_name(f"{rows.stem}_results.json"), json.dumps(results, ensure_ascii=False))
+    write_text(rows.with_name(f"{rows.stem}_results.json"), json.dumps(results, ensure_ascii=False))
     return recompute(rows)
 
 

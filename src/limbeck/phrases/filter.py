@@ -7,20 +7,20 @@ Out folder: `settings.json` (what phrases depend on), `parts/` (their Parquet fi
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.examples import DataError
+from limbeck.data.examples import DataError, check_skipped
 from limbeck.phrases.choose import Choice, ChoiceConfig, choose
 from limbeck.phrases.inputs import CaptionsConfig, Part, input_files, plan
 from limbeck.phrases.nouns import fingerprint
 from limbeck.phrases.parts import PartDone, finished_part
 from limbeck.phrases.processes import extract_here, extract_on_ray
 from limbeck.phrases.write import Written, write_chosen, write_keys
+from limbeck.writing import write_text
 
 Progress = Callable[[PartDone | None, int], None]
 """Called with each finished part (None: those that were there before) and the number of parts in all"""
@@ -84,12 +84,8 @@ def filter_captions(
     parts = plan(files, captions.part_records)
     done, rate = _extract(parts, captions, pipeline, versions, parts_folder, resources, progress)
     records, broken = sum(each.records for each in done), sum(each.broken for each in done)
-    if broken > max_skipped * (records + broken):
-        first = "\n".join(f"  {entry}" for entry in [entry for each in done for entry in each.skipped][:10])
-        raise DataError(
-            f"{', '.join(captions.inputs)}: {broken} of {records + broken} records are broken, more than the "
-            f"{max_skipped:.1%} that max_skipped allows, such as:\n{first}"
-        )
+    listed = [entry for each in done for entry in each.skipped]
+    check_skipped(listed, records + broken, max_skipped, ", ".join(captions.inputs), count=broken)
     counts = [each.captions for each in done]
     start = time.perf_counter()
     chosen = choose(parts_folder, counts, choice, out, memory=resources.memory, threads=resources.processes)
@@ -99,7 +95,7 @@ def filter_captions(
     else:
         written = write_chosen(parts, counts, captions, out / "chosen.parquet", out / "chosen")
     summary = Summary(records, sum(counts), broken, chosen, tuple(written), rate, seconds)
-    _write_whole(out / "summary.json", summary.to_json())
+    write_text(out / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
     return summary
 
 
@@ -134,7 +130,7 @@ def _settle(file: Path, captions: CaptionsConfig, files: Sequence[Path], version
     sizes = [[str(each), (found := each.stat()).st_size, found.st_mtime_ns] for each in files]
     settings = {"captions": captions.model_dump(), "files": sizes, **versions}
     if not file.exists():
-        _write_whole(file, settings)
+        write_text(file, json.dumps(settings, indent=2) + "\n")
         return
     before = json.loads(file.read_text())
     if changed := [name for name in settings if name not in before or before[name] != settings[name]]:
@@ -142,13 +138,3 @@ def _settle(file: Path, captions: CaptionsConfig, files: Sequence[Path], version
             f"{file.parent}: holds phrases of other {' and '.join(changed)} (see {file.name}); take another folder, or "
             "remove this one"
         )
-
-
-def _write_whole(file: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a kill leaves the whole file or none."""
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("w") as stream:
-        stream.write(json.dumps(content, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)

@@ -62,9 +62,9 @@ from limbeck.runs.folder import record, refuse_another_recipe, whole_folder
 from limbeck.runs.formats import Formats, cast_by
 from limbeck.runs.gallery import save_picture
 from limbeck.runs.writers import evaluate, examine, is_evaluated, open_saved
-from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
+from limbeck.writing import write_text
 
 log = logging.getLogger(__name__)
 

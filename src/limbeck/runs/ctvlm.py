@@ -40,9 +40,9 @@ from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
 from limbeck.runs.folder import record, refuse_another_recipe, whole_folder
 from limbeck.runs.writers import examine, open_saved
-from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
+from limbeck.writing import write_text
 
 ROLES = {"large": ".", "tiny": "tiny"}
 """Where each model's folders stand in the run folder."""

@@ -53,9 +53,9 @@ from limbeck.models.load import load_model
 from limbeck.recipe import DLIPRecipe, RecipeError
 from limbeck.runs.folder import claim_evaluation, record, refuse_another_recipe, whole_folder
 from limbeck.runs.gallery import save_picture
-from limbeck.training.checkpoint import write_text
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
+from limbeck.writing import write_text
 
 log = logging.getLogger(__name__)
 

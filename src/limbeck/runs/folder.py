@@ -14,8 +14,8 @@ import yaml
 
 from limbeck.distributed import rank
 from limbeck.recipe.shared import RecipeError, RunSettings
-from limbeck.training.checkpoint import write_text
 from limbeck.training.run import record_environment
+from limbeck.writing import write_text
 
 BEFORE_TRAINING = {"recipe.yaml", "environment.json", "skipped.jsonl", "left_out.jsonl", "stages"}
 """What stands in a run folder before the first step"""

@@ -13,7 +13,7 @@ from typing import Any
 
 from limbeck.data.examples import BrokenImage, ImageSource
 from limbeck.evaluation.generative.items import Item
-from limbeck.training.checkpoint import write_text
+from limbeck.writing import write_text
 
 PICTURES = 8
 QUESTIONS = 6

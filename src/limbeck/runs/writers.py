@@ -15,7 +15,7 @@ from limbeck.evaluation.generative.model import GenerativeModel
 from limbeck.recipe import CoMDRecipe, CTVLMRecipe
 from limbeck.runs.folder import claim_evaluation
 from limbeck.runs.gallery import hang
-from limbeck.training.checkpoint import write_text
+from limbeck.writing import write_text
 
 SPEED = {"answering": {"batch_size", "workers", "max_skipped"}}
 """Settings of the evaluation that change no result."""

@@ -13,6 +13,8 @@ import re
 import shutil
 from pathlib import Path
 
+from limbeck.writing import write_text
+
 MANIFEST = "complete.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
@@ -65,14 +67,3 @@ def rotate(folder: Path, keep: int | None) -> None:
         for path in [path for path in list_checkpoints(folder) if is_sealed(path)][:-keep]:
             (path / MANIFEST).unlink()
             shutil.rmtree(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

@@ -22,11 +22,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from limbeck.errors import TRAINING_BEGAN
 from limbeck.method import Method, Stage
-from limbeck.training.checkpoint import discard_torn, latest, write_text
+from limbeck.training.checkpoint import discard_torn, latest
 from limbeck.training.freeze import freeze
 from limbeck.training.schedule import Schedule
 from limbeck.training.skips import SkipLog
 from limbeck.training.trainer import WEIGHTS, StageTrainer, load_method, save_method
+from limbeck.writing import write_text
 
 log = logging.getLogger(__name__)
 

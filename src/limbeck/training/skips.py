@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limbeck.data.examples import Skipped, check_skipped
 from limbeck.distributed import rank
-from limbeck.training.checkpoint import write_text
+from limbeck.writing import write_text
 
 
 class SkipLog:

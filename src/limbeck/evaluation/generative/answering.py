@@ -25,7 +25,8 @@ from limbeck.data.examples import BrokenImage, DataError, Skipped, check_skipped
 from limbeck.evaluation.generative.items import Item
 from limbeck.evaluation.generative.likelihood import log_likelihoods, spoken_tokens
 from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, prepare
-from limbeck.evaluation.inputs import Row, write_rows, write_whole
+from limbeck.evaluation.inputs import Row, write_rows
+from limbeck.writing import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def answer_all(
     def row_of(item: Item) -> Row:
         return {"id": item.id, **item.row, "prompt": item.prompt, **done[item.id], "answered_by": wanted[item.id]}
 
-    write_whole(rows, "".join(line(index) for index, item in enumerate(items) if item.id in done))
+    write_text(rows, "".join(line(index) for index, item in enumerate(items) if item.id in done))
     batches = _batches(asked, [index for index, item in enumerate(items) if item.id not in done], config.batch_size)
     skipped: list[Skipped] = []
     with (

@@ -25,7 +25,8 @@ from limbeck.evaluation.generative import (
 from limbeck.evaluation.generative.answering import AnsweringConfig, GenerativeModel, answer_all
 from limbeck.evaluation.generative.items import Item, Scored
 from limbeck.evaluation.generative.judging import JudgedConfig, review_all
-from limbeck.evaluation.inputs import Row, read_rows, write_rows, write_whole
+from limbeck.evaluation.inputs import Row, read_rows, write_rows
+from limbeck.writing import write_text
 
 AnyBenchmark = (
     open_questions.VqaV2Config
@@ -178,7 +179,7 @@ def evaluate_generative(
             others = benchmark.submitted(config, base) if benchmark.submitted is not None else []
             silent = [{"id": id, "prediction": ""} for id in others if id not in asked]
             results = json.dumps(benchmark.submission([*rows, *silent]), ensure_ascii=False)
-            write_whole(out / f"{name}_results.json", results)
+            write_text(out / f"{name}_results.json", results)
         summary[name] = scored.summary | ({"skipped": len(answers.skipped)} if answers.skipped else {})
         _write_summary(out, summary)
     return summary
@@ -199,4 +200,4 @@ def recompute_generative(folder: Path) -> dict[str, Any]:
 
 
 def _write_summary(out: Path, summary: dict[str, Any]) -> None:
-    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
