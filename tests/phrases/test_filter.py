@@ -204,7 +204,7 @@ def test_settings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     path = jsonl(tmp_path / "c.jsonl", CAPTIONS)
-    monkeypatch.setattr("limbeck.phrases.filter.os.fsync", killed)
+    monkeypatch.setattr("limbeck.writing.os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         filter_captions(config(path), CHOICE, tmp_path / "out")
     assert not (tmp_path / "out" / "settings.json").exists()
