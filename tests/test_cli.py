@@ -2,6 +2,7 @@ import errno
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -27,6 +28,10 @@ def test_help_names_every_command():
     text = run("--help").stdout
     for command in ("train", "evaluate", "profile", "report", "quickstart", "recipe"):
         assert command in text
+
+
+def test_the_version_is_told():
+    assert run("--version").stdout == f"limbeck {version('limbeck')}\n"
 
 
 def test_a_shown_recipe_is_a_recipe_again(tmp_path):

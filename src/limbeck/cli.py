@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,22 @@ app.command()(compete)
 app.add_typer(pool.app, name="pool")
 app.command("filter")(filter_command)
 console = Console()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"limbeck {version('limbeck')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print limbeck's version")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
 
 RecipeName = Annotated[str, typer.Argument(help="a YAML file, or a shipped recipe such as dlip/quickstart")]
 Overrides = Annotated[

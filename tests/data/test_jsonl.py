@@ -125,3 +125,9 @@ def test_what_is_missing_is_named_with_what_is_there(folder):
         load(folder, images="photo")
     with pytest.raises(DataError, match=r"dat\.jsonl: no such file .*did you mean 'data\.jsonl'\?"):
         load(folder, path="dat.jsonl")
+
+
+def test_a_file_that_was_not_fetched_is_told_as_that(folder):
+    write(folder, "version https://git-lfs.github.com/spec/v1", "oid sha256:4d7a", "size 123")
+    with pytest.raises(DataError, match=r"data\.jsonl: a pointer of Git LFS, .*`git lfs pull`"):
+        load(folder)

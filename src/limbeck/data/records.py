@@ -16,7 +16,7 @@ from limbeck.config import Section
 from limbeck.data.encoding import Ragged
 from limbeck.data.examples import DataError, Example, FileImage, ImageSource, Question
 from limbeck.data.transform import clean_caption
-from limbeck.explain import nearest
+from limbeck.explain import damaged, is_pointer, nearest
 
 Record = Mapping[str, Any]
 """One JSON object."""
@@ -44,13 +44,15 @@ class MissingPath(DataError):
 
 
 def existing_file(base: Path, path: str, what: str) -> Path:
-    """The file, or a MissingPath that says what was looked for and what is there.
+    """The file, or a MissingPath that says what was looked for and what is there; DataError for a pointer of Git LFS.
 
     `what` says who names it, as "source jsonl, field path".
     """
     file = base / path
     if not file.is_file():
         raise _missing(file, "file", what)
+    if is_pointer(file):
+        raise DataError(damaged(file, ""))
     return file
 
 
