@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 from limbeck.data.chat import Chat, ChatConfig, encode_conversation
 from limbeck.data.conversation_sources import ConversationSourceConfig, load_conversations
 from limbeck.data.conversations import Conversation, ConversationSource, Turn, join
-from limbeck.data.dataset import EpochSampler
 from limbeck.data.decoder_tokenizer import conversation_texts
 from limbeck.data.dialogue_set import Dialogue, DialogueCollator, Dialogues, padded_to_square
 from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.data.examples import DataError, FileImage, MadeImage
 from limbeck.data.normalization import CLIP, Normalization, read_normalization
+from limbeck.data.order import EpochSampler
 from limbeck.data.transform import MEAN, STD, TransformConfig, transform
 from limbeck.types import IGNORE
 
@@ -156,6 +156,12 @@ def test_a_group_loses_what_is_too_long_and_stays_a_group(caption):
     drawn = [{decode(data[row, epoch].ids, skip_special_tokens=True) for epoch in range(30)} for row in (0, 1)]
     assert drawn == [{"a dog", "a cat"}, {"a cow"}]
     assert [entry.id for entry in data.left_out] == ["a", "b"]
+
+
+def test_lengths_are_those_of_an_epochs_items(caption, chat):
+    for data in (dialogues(caption, scenes("captions", draw="one")), dialogues(chat)):
+        for epoch in (0, 1):
+            assert data.lengths(epoch) == [len(data[index, epoch].ids) - N + 1 for index in range(len(data))]
 
 
 def test_the_cache_changes_nothing(caption):

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
-from limbeck.data.dataset import Collator, EpochSampler, Item, Pairs, PairsConfig, normalize
+from limbeck.data.dataset import Collator, Item, Pairs, PairsConfig, normalize
 from limbeck.data.encoding import texts_of
 from limbeck.data.examples import (
     DataError,
@@ -22,6 +21,7 @@ from limbeck.data.examples import (
     Source,
     check_skipped,
 )
+from limbeck.data.order import EpochSampler
 from limbeck.data.scenes import ScenesConfig, load_scenes
 from limbeck.data.sources import load_sources
 from limbeck.data.tokenizer import SpecialIds, WordPieceTokenizer, load_tokenizer
@@ -192,21 +192,6 @@ def test_normalizing_is_clips():
     pictures = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     torch.testing.assert_close(normalize(pictures), (pictures / 255 - mean) / std)
-
-
-def test_the_order_is_a_permutation_that_processes_share_out():
-    order = list(EpochSampler(20, seed=1, epoch=4))
-    assert sorted(order) == [(index, 4) for index in range(20)]
-    assert order == list(EpochSampler(20, seed=1, epoch=4))
-    assert [index for index, _ in order] != [index for index, _ in EpochSampler(20, seed=1, epoch=5)]
-    batches = [
-        list(BatchSamplerShard(BatchSampler(EpochSampler(20, 1, 4), 5, drop_last=False), 2, rank)) for rank in (0, 1)
-    ]
-    assert sorted(key for part in batches for batch in part for key in batch) == sorted(order)
-
-
-def test_the_order_of_seed_0_is_what_it_was():
-    assert [index for index, _ in EpochSampler(8, seed=0)] == [3, 0, 1, 2, 7, 4, 5, 6]
 
 
 def test_fingerprints_tell_data_and_settings_apart(tokenizer):

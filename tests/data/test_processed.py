@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from limbeck.data.chat import Chat, ChatConfig
 from limbeck.data.conversations import Conversation, ConversationSource, Turn
-from limbeck.data.dataset import EpochSampler
 from limbeck.data.dialogue_set import Dialogues
 from limbeck.data.encoded_conversations import DialoguesConfig
 from limbeck.data.examples import DataError, FileImage, MadeImage
 from limbeck.data.model_chat import ModelChat
+from limbeck.data.order import EpochSampler
 from limbeck.data.processed import ProcessedDialogue, ProcessedDialogues, expanded, picture_tokens
 from limbeck.data.transform import TransformConfig
 from limbeck.models.llava import make_llava_processor

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from limbeck.data.coco import KarpathyConfig, VqaConfig, load_karpathy, load_vqa
-from limbeck.data.dataset import EpochSampler, Pairs, PairsConfig
+from limbeck.data.dataset import Pairs, PairsConfig
 from limbeck.data.examples import Source
 from limbeck.data.jsonl import JsonlConfig, load_jsonl
+from limbeck.data.order import EpochSampler
 from limbeck.data.shards import WebDatasetConfig, load_webdataset
 from limbeck.data.tokenizer import BertTokenizer, load_tokenizer
 from limbeck.data.transform import TransformConfig

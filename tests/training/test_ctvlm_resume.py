@@ -29,7 +29,7 @@ STAGES = [
     stage("align_tiny"),
     stage("align_large"),
     stage("align_large", name="align_large_sampled", data=[SHORT], chat={"template": "vicuna_v1"}, on_policy=True),
-    stage("tune"),
+    stage("tune", training={"train_sampling_strategy": "group_by_length"}),
     stage("tune", name="tune_sampled", data=[SHORT], on_policy=True),
 ]
 NAMES = [each["name"] for each in STAGES]

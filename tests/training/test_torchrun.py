@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from limbeck.data.dataset import EpochSampler
+from limbeck.data.order import EpochSampler
 from limbeck.models.load import load_model
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NotRequired
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -259,24 +259,3 @@ def normalize(pictures: Tensor, by: Normalization = CLIP) -> Tensor:
     scale = torch.tensor([1 / (255 * std) for std in by.std]).view(3, 1, 1)
     shift = torch.tensor([-mean / std for mean, std in zip(by.mean, by.std, strict=True)]).view(3, 1, 1)
     return pictures.to(torch.float32).mul_(scale).add_(shift)
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(index, epoch) in an order that seed and epoch alone decide; `set_epoch` before each epoch."""
-
-    def __init__(self, length: int, seed: int = 0, epoch: int = 0) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration gives."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(number_of(f"{self.seed}/{self.epoch}"))
-        for index in torch.randperm(self.length, generator=generator).tolist():
-            yield index, self.epoch

@@ -101,6 +101,10 @@ class EncodedConversations:
         first, end = self._groups[index : index + 2]
         return int(first) + int(rng.random() * int(end - first)), rng
 
+    def lengths(self, epoch: int) -> list[int]:
+        """Tokens of every item as an epoch draws it, the picture as one of them."""
+        return [len(self._stored[self.draw(index, epoch)[0]]) for index in range(len(self))]
+
     def conversation(self, row: int) -> Conversation:
         """What a row encodes."""
         return self.source.conversations[int(self._kept[row])]

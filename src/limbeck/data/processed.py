@@ -110,6 +110,10 @@ class ProcessedDialogues(Dataset[ProcessedDialogue]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def lengths(self, epoch: int) -> list[int]:
+        """About how long every item of an epoch is, for an order by length."""
+        return self.rows.lengths(epoch)
+
     def __getitem__(self, key: int | tuple[int, int]) -> ProcessedDialogue:
         index, epoch = (key, 0) if isinstance(key, int) else key
         chance = f"{self.rows.seed}/{epoch}/{index}"

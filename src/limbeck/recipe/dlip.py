@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from limbeck.config import Section
 from limbeck.data.dataset import PairsConfig
+from limbeck.data.order import BY_LENGTH
 from limbeck.data.sources import SourceConfig
 from limbeck.data.tokenizer import BertTokenizer, TokenizerConfig
 from limbeck.data.transform import TransformConfig
@@ -131,7 +132,10 @@ class DLIPRecipe(RunSettings):
     def _consistent(self) -> DLIPRecipe:
         check_stages(self, self.stages)
         for stage in self.stages:
-            checkpointing = {**self.training, **stage.training}.get("gradient_checkpointing_kwargs") or {}
+            training = {**self.training, **stage.training}
+            if training.get("train_sampling_strategy") == BY_LENGTH:
+                raise ValueError(f"training.train_sampling_strategy: {BY_LENGTH!r} is of conversations; leave it out")
+            checkpointing = training.get("gradient_checkpointing_kwargs") or {}
             for name in ("use_reentrant", "offload"):
                 if checkpointing.get(name):
                     raise ValueError(f"training.gradient_checkpointing_kwargs.{name}: DLIP cannot do so; leave it out")

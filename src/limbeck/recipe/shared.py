@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from limbeck.config import Section
+from limbeck.data.order import ORDERS
 from limbeck.errors import WrongInput
 from limbeck.explain import nearest
 
@@ -131,6 +132,8 @@ def check_training(where: str, settings: Mapping[str, Any]) -> None:
         choices = [member.value for kind in _enums(types[name]) for member in kind]
         if choices and value not in choices:
             raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
+        if name == "train_sampling_strategy" and value not in ORDERS:
+            raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(ORDERS)}{nearest(value, ORDERS)}")
         if name in NOT_TO_BE_HAD and value != known[name]:
             raise ValueError(f"{where}.{name}: {NOT_TO_BE_HAD[name]}; leave it out (found {value!r})")
         if name in LEAST and not LEAST[name] <= value < math.inf:

@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from limbeck.data.dataset import EpochSampler
 from limbeck.data.examples import DataError, Skipped
+from limbeck.data.order import BY_LENGTH, EpochSampler
 from limbeck.errors import Halted
 from limbeck.method import Loss, Method, Stage
 from limbeck.models.files import listed
@@ -58,7 +58,12 @@ class StageTrainer(Trainer):
     ):
         self.method, self.stage, self.schedule = method, stage, schedule
         self.skipped, self.log_file, self.gradient_share_steps = skipped, log_file, gradient_share_steps
-        self.sampler = EpochSampler(len(dataset), seed=args.seed)  # pyright: ignore[reportArgumentType]
+        self.sampler = EpochSampler(
+            len(dataset),  # pyright: ignore[reportArgumentType]
+            seed=args.seed,
+            lengths=dataset.lengths if args.train_sampling_strategy == BY_LENGTH else None,  # pyright: ignore[reportAttributeAccessIssue]
+            batch_size=args.train_batch_size * args.world_size,
+        )
         self.meter = Meter()
         self._left_out: list[Skipped] = []
         super().__init__(
