@@ -2,7 +2,7 @@
 
     python benchmarks/bf16_attention.py [--smoke] [--json FILE] [--write-docs] [--rounds N]
 
-It is why limbeck trains attention over fewer than 128 tokens by plain products where a CPU trains in bfloat16
+It is why limbeck trains attention over fewer than 256 tokens by plain products where a CPU trains in bfloat16
 (`StageTrainer`), and lets torch keep them in bfloat16: by itself it would do them in float32.
 """
 

@@ -34,7 +34,7 @@ from limbeck.types import IGNORE, Batch, ConversationBatch, Counts
 
 WEIGHTS = "model.safetensors"
 
-PLAIN_TOKENS = 128
+PLAIN_TOKENS = 256
 """From so many tokens on attention maps take much memory, and torch's flash attention is not far behind plain products
 in bfloat16 on a CPU."""
 
