@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from limbeck.assemble.dlip import build_student, open_data, open_tokenizer
 from limbeck.recipe import DLIPRecipe, RecipeError, find_recipe, load_recipe, recipe_schema, shipped_recipes
@@ -258,11 +259,16 @@ def test_an_override_that_leads_nowhere_is_an_error(recipe, override, message):
         load_recipe(str(recipe), [override])
 
 
+CHECKPOINTING = [name for name in ("gradient", "activation") if hasattr(TrainingArguments, f"{name}_checkpointing")]
+"""What the installed transformers calls it"""
+
+
+@pytest.mark.parametrize("name", CHECKPOINTING)
 @pytest.mark.parametrize("setting", ["use_reentrant", "offload"])
-def test_ways_of_checkpointing_that_dlip_does_not_have_are_refused(setting):
-    override = f'training.gradient_checkpointing_kwargs={{"{setting}": true}}'
-    with pytest.raises(RecipeError, match=rf"gradient_checkpointing_kwargs\.{setting}: .*leave it out"):
-        load_recipe("dlip/quickstart", ["training.gradient_checkpointing=true", override])
+def test_ways_of_checkpointing_that_dlip_does_not_have_are_refused(setting, name):
+    override = f'training.{name}_checkpointing_kwargs={{"{setting}": true}}'
+    with pytest.raises(RecipeError, match=rf"{name}_checkpointing_kwargs\.{setting}: .*leave it out"):
+        load_recipe("dlip/quickstart", [f"training.{name}_checkpointing=true", override])
 
 
 @pytest.mark.parametrize("name", ["dlip/quickstart", "comd/laptop"])

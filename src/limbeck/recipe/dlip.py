@@ -135,8 +135,8 @@ class DLIPRecipe(RunSettings):
             training = {**self.training, **stage.training}
             if training.get("train_sampling_strategy") == BY_LENGTH:
                 raise ValueError(f"training.train_sampling_strategy: {BY_LENGTH!r} is of conversations; leave it out")
-            checkpointing = training.get("gradient_checkpointing_kwargs") or {}
-            for name in ("use_reentrant", "offload"):
-                if checkpointing.get(name):
-                    raise ValueError(f"training.gradient_checkpointing_kwargs.{name}: DLIP cannot do so; leave it out")
+            for key in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the old name
+                for name in ("use_reentrant", "offload"):
+                    if (training.get(key) or {}).get(name):
+                        raise ValueError(f"training.{key}.{name}: DLIP cannot do so; leave it out")
         return self
