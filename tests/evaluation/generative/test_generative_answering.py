@@ -1,11 +1,11 @@
 """Answers: the same in any batches, in a file that survives a kill."""
 
 import json
-from copy import copy, deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from positions import with_positions
 
 from limbeck.data.examples import DataError
 from limbeck.evaluation.generative.answering import answer_all, answers_to
@@ -111,15 +111,6 @@ def test_only_the_same_models_answers_to_the_same_prompts_are_kept(vlm, another_
     other = answer(another_vlm, items, path).rows
     assert sum(calls) == len(items)
     assert [row["prediction"] for row in other] != [row["prediction"] for row in first]
-
-
-def with_positions(model, positions):
-    """A copy of a model whose config says that it has so many."""
-    config = deepcopy(model.model.config)
-    config.get_text_config().max_position_embeddings = positions
-    copied = copy(model.model)
-    copied.config = config
-    return GenerativeModel(copied, model.processor)
 
 
 def test_answers_end_where_a_model_has_no_more_positions_in_any_batches(vlm, items, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from positions import with_positions
 
 from limbeck.competition.asking import EndpointGone, Refusal, Reply, Request
 from limbeck.data.examples import DataError
@@ -252,7 +253,7 @@ def test_answers_are_reviewed_and_kept(vlm, real_data, tmp_path, monkeypatch):
 
 def test_a_local_model_can_judge(vlm, another_vlm, real_data, tmp_path, monkeypatch):
     config = coco(real_data, limit=3, max_new_tokens=3, judge_new_tokens=4, judge_temperature=0)
-    judge = LocalAsker(another_vlm, "a random model", 2)
+    judge = LocalAsker(with_positions(another_vlm, 8192), "a random model", 2)
     summary = evaluate(vlm, config, judge, tmp_path)
     assert summary["llava_bench_coco"].keys() == {"questions", "judge", "reviews"}
     assert summary["llava_bench_coco"]["reviews"]["unscored"] == 3

@@ -49,6 +49,7 @@ class LocalAsker:
     def _answered(
         self, batch: Sequence[Request], texts: dict[str, str], temperature: float
     ) -> Generator[tuple[Request, Reply | Refusal], None, None]:
+        """A reply to each; one by one, as far as the model's positions reach, where the longest leaves too few."""
         started, opened, images = time.perf_counter(), [], []
         for request in batch:
             try:
@@ -61,6 +62,16 @@ class LocalAsker:
         inputs = prepare(self.model.processor, [texts[request.id] for request in opened], images)
         sizes = inputs["attention_mask"].sum(dim=1).tolist()
         most = max(request.max_new_tokens for request in opened)
+        room = self.model.room(inputs)
+        if room is not None and room < most:
+            if len(opened) > 1:
+                for request in opened:
+                    yield from self._answered([request], texts, temperature)
+                return
+            if room < 1:
+                yield opened[0], Refusal(reason=f"its {sizes[0]} tokens leave the model no position for an answer")
+                return
+            most = room
         with torch.random.fork_rng(enabled=temperature > 0):
             if temperature > 0:
                 torch.manual_seed(opened[0].seed)
