@@ -129,16 +129,16 @@ def check_training(where: str, settings: Mapping[str, Any]) -> None:
             TypeAdapter(types[name], config=_ANY_TYPE).validate_python(value)
         except ValidationError as error:
             raise ValueError(f"{where}.{name}: {error.errors()[0]['msg']} (found {value!r})") from None
-        choices = [member.value for kind in _enums(types[name]) for member in kind]
+        choices = ORDERS if name == "train_sampling_strategy" else _enum_values(types[name])
         if choices and value not in choices:
             raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
-        if name == "train_sampling_strategy" and value not in ORDERS:
-            raise ValueError(f"{where}.{name}: {value!r} is none of {', '.join(ORDERS)}{nearest(value, ORDERS)}")
         if name in NOT_TO_BE_HAD and value != known[name]:
             raise ValueError(f"{where}.{name}: {NOT_TO_BE_HAD[name]}; leave it out (found {value!r})")
         if name in LEAST and not LEAST[name] <= value < math.inf:
             raise ValueError(f"{where}.{name}: wanted {LEAST[name]} or more (found {value!r})")
 
 
-def _enums(annotation: Any) -> list[type[Enum]]:
-    return [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Enum)]
+def _enum_values(annotation: Any) -> list[str]:
+    """What an enum within an annotation has to choose from."""
+    kinds = [kind for kind in get_args(annotation) if isinstance(kind, type) and issubclass(kind, Enum)]
+    return [member.value for kind in kinds for member in kind]
