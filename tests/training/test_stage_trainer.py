@@ -150,9 +150,11 @@ def test_checkpointing_is_on_in_the_stages_that_ask_for_it_alone(write_recipe, t
     assert found == [True, False, True]
 
 
-@pytest.mark.parametrize(("side", "words", "flash"), [(88, 20, False), (96, 20, True), (32, 200, True), (0, 20, False)])
+@pytest.mark.parametrize(
+    ("side", "words", "flash"), [(120, 20, False), (128, 20, True), (32, 300, True), (0, 20, False)]
+)
 def test_bfloat16_on_a_cpu_forms_attention_maps_over_few_tokens_alone(side, words, flash):
-    """Patches of 8 pixels: 121 tokens at 88 pixels, 144 at 96; of no picture where the side is 0."""
+    """Patches of 8 pixels: 225 tokens at 120 pixels, 256 at 128; of no picture where the side is 0."""
     args = SimpleNamespace(device=torch.device("cpu"), bf16=True)
     trainer: Any = SimpleNamespace(args=args, method=torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8)))
     batch = {"input_ids": torch.zeros(2, words)} | ({"pixel_values": torch.zeros(2, 3, side, side)} if side else {})
