@@ -1,7 +1,7 @@
 """What distillation is worth on the built-in data: teacher, plain student and distilled student over several seeds.
 
     python benchmarks/quality_dlip.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--steps N]
-                                      [--batch-size N] [--out FOLDER]
+                                      [--batch-size N] [--scenes N] [--out FOLDER]
 
 The recipes are the quickstart's own: the same data, order, first weights and steps, with the teacher's terms and
 without, each student at the learning rates that suit it. Everything is measured on scenes whose combinations of things
@@ -21,7 +21,6 @@ from harness import Claim, parser, publish
 from training_runs import Scores, lasting, line, numbers, scores, spreads, train
 
 PLAIN, DISTILLED = "dlip/quickstart_plain", "dlip/quickstart"
-TRIED = '[{"source": "builtin:scenes", "split": "test", "count": 1000, "vocabulary": 48}]'
 KEPT = 0.95
 """Share of the teacher's score that the distilled student is to keep"""
 SMOKE = (
@@ -38,12 +37,14 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     options.add_argument("--steps", type=int, default=1250, help="of each student (default 1250, the quickstart's own)")
     options.add_argument("--batch-size", type=int, help="of every stage (default the recipe's own)")
+    options.add_argument("--scenes", type=int, default=1000, help="to try on (default 1000; the quickstart has 250)")
     options.add_argument("--out", type=Path, default=Path("runs/quality_dlip"), help="where the runs go")
     args = options.parse_args()
     out: Path = args.out
     if args.smoke:
         args.seeds, args.steps, args.batch_size, out = 2, 4, 8, out / "smoke"
-    overrides = ["training.save_steps=500", "export=[]", f"evaluation.data={TRIED}", *(SMOKE if args.smoke else ())]
+    tried = f"evaluation.data.0.count={args.scenes}"
+    overrides = ["training.save_steps=500", "export=[]", *(SMOKE if args.smoke else (tried,))]
 
     examined = out / "seed0" / Path(DISTILLED).name / "teacher"
     found: dict[str, list[Scores]] = {PLAIN: [], DISTILLED: []}
@@ -55,12 +56,12 @@ def main() -> None:
         changes = [*overrides, f"seed={seed}", f"stages={stages}"]
         found[recipe].append(train(recipe, folder, changes, teacher=teacher))
     plain, distilled = found[PLAIN], found[DISTILLED]
-    teachers = scores(examined)
-    models = {"teacher": [teachers], "plain": plain, "distilled": distilled}
+    taught_by = scores(examined)
+    models = {"teacher": [taught_by], "plain": plain, "distilled": distilled}
     publish(
         "quality_dlip",
         [numbers(name, seeds) for name, seeds in models.items()],
-        judge(teachers, plain, distilled),
+        judge(taught_by, plain, distilled),
         args,
         table=[line(name, seeds) for name, seeds in models.items()],
         note=f"Mean ± standard error; each student trained for {args.steps} steps"

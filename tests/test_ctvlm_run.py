@@ -9,7 +9,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from tiny_ctvlm_recipe import SCENES, stage, write_ctvlm_recipe, write_eye
+from tiny_ctvlm_recipe import CAPTIONS, DIALOGUES, SCENES, stage, write_ctvlm_recipe, write_eye
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForImageTextToText,
@@ -22,6 +22,7 @@ from transformers import (
 from limbeck.assemble.ctvlm import build_dialogues, build_models, open_sources
 from limbeck.assemble.writers import open_tokenizer
 from limbeck.data.decoder_tokenizer import BOS, EOS, PAD, train_bpe
+from limbeck.data.dialogue_set import DialogueCollator
 from limbeck.data.example_conversations import SHORT_ANSWER
 from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.models.duet import Duet
@@ -133,6 +134,26 @@ def test_a_stage_leaves_no_engine_to_the_next_one(eye, tmp_path, monkeypatch):
         )
     )
     assert sum(freed) == len(stages), "each stage's wrapped model, once"
+
+
+def test_a_stage_by_length_trains_on_batches_of_about_one_length(eye, tmp_path, monkeypatch):
+    seen, collate = [], DialogueCollator.__call__
+
+    def noted(own, items):
+        seen.append([len(item.ids) for item in items])
+        return collate(own, items)
+
+    monkeypatch.setattr(DialogueCollator, "__call__", noted)
+    scenes, differences = {**SCENES, "count": 32}, {}
+    for order in ("random", "group_by_length"):
+        training = {"max_steps": 16, "save_strategy": "no", "train_sampling_strategy": order}
+        data = [{**DIALOGUES, "of": scenes}, {**CAPTIONS, "of": scenes}]
+        stages = [stage("tune", data=data, training=training)]
+        recipe = write_ctvlm_recipe(tmp_path / order, eye, stages, evaluation={**EVALUATION, "models": []})
+        seen.clear()
+        run_recipe(load_recipe(str(recipe)))
+        differences[order] = sum(max(lengths) - min(lengths) for lengths in seen[-16:])
+    assert differences["group_by_length"] < differences["random"] / 2
 
 
 def test_a_finished_run_does_nothing_more(finished):

@@ -137,7 +137,8 @@ class StageTrainer(Trainer):
         """Attention by plain products where bfloat16 is trained on a CPU, over few tokens.
 
         There torch's flash attention takes about three times as long at up to 50 tokens, its backward pass above all;
-        at 200 about 1.4 times (benchmarks/bf16_attention.py), where plain products keep every layer's large maps.
+        at 200 about 1.4 times (benchmarks/bf16_attention.py). Over many tokens plain products keep every layer's large
+        maps.
         """
         plain = self.args.device.type == "cpu" and self.args.bf16 and longest(self.method, batch) < PLAIN_TOKENS
         return _plain_products() if plain else nullcontext()

@@ -24,7 +24,7 @@ from transformers import BatchFeature, ProcessorMixin
 from limbeck.data.examples import BrokenImage, DataError, Skipped, check_skipped
 from limbeck.evaluation.generative.items import Item
 from limbeck.evaluation.generative.likelihood import log_likelihoods, spoken_tokens
-from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, prepare
+from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, no_room, prepare
 from limbeck.evaluation.inputs import Row, write_rows
 from limbeck.writing import write_text
 
@@ -205,8 +205,7 @@ def _answered(
             alone, here = [[index] for index in batch], config.model_copy(update={"workers": 0})
             yield from _answered(model, items, asked, alone, max_new_tokens, here)
         elif room < min(wanted, 1):
-            reason = f"its {inputs['input_ids'].shape[1]} tokens leave the model no position for an answer"
-            yield [], [], [*broken, Skipped(id=items[batch[0]].id, reason=reason)]
+            yield [], [], [*broken, Skipped(id=items[batch[0]].id, reason=no_room(inputs))]
         elif ranked:
             yield batch, _ranked(model, inputs, [asked[index].spoken for index in batch]), broken
         else:

@@ -9,7 +9,7 @@ import torch
 
 from limbeck.competition.asking import Refusal, Reply, Request
 from limbeck.data.examples import BrokenImage
-from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, prepare
+from limbeck.evaluation.generative.model import AnsweringConfig, GenerativeModel, no_room, prepare
 
 
 class LocalAsker:
@@ -69,7 +69,7 @@ class LocalAsker:
                     yield from self._answered([request], texts, temperature)
                 return
             if room < 1:
-                yield opened[0], Refusal(reason=f"its {sizes[0]} tokens leave the model no position for an answer")
+                yield opened[0], Refusal(reason=no_room(inputs))
                 return
             most = room
         with torch.random.fork_rng(enabled=temperature > 0):

@@ -226,6 +226,11 @@ def prepare(
     )
 
 
+def no_room(inputs: BatchFeature) -> str:
+    """Why a prepared text [1, T] for which `GenerativeModel.room` has nothing left cannot be answered."""
+    return f"its {inputs['input_ids'].shape[1]} tokens leave the model no position for an answer"
+
+
 def _turn(role: str, text: str, images: int) -> dict[str, Any]:
     """One turn as chat templates take it, pictures first."""
     parts: list[dict[str, str]] = [{"type": "image"}] * images
