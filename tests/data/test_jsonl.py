@@ -84,6 +84,16 @@ def test_records_are_chosen_by_their_fields(folder):
         load(folder, where={"split": "test"})
 
 
+def test_records_are_chosen_by_their_numbers(folder):
+    scores = zip("abc", (0.31, 0.2, 1))
+    write(folder, *({"image": f"{name}.png", "caption": "x", "similarity": score} for name, score in scores))
+    assert [e.id for e in load(folder, least={"similarity": 0.31}).examples] == ["data.jsonl:1", "data.jsonl:3"]
+    with pytest.raises(DataError, match=r"no record with at least \{'similarity': 2\.0\}$"):
+        load(folder, least={"similarity": 2})
+    with pytest.raises(DataError, match=r"data\.jsonl:1: no field 'width'; it has image, caption, similarity"):
+        load(folder, least={"width": 100})
+
+
 def test_lines_about_one_picture_come_together_in_the_order_of_the_pictures(folder):
     named = [("b", "one"), ("a", "two"), ("b", "three"), ("c", "four"), ("b", "five")]
     write(folder, *({"image": f"{name}.png", "caption": caption} for name, caption in named))

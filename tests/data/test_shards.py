@@ -141,6 +141,34 @@ def test_a_limit_ends_what_is_used_and_what_is_counted(tmp_path):
     assert not load(tmp_path, "a.tar", limit=5).skipped
 
 
+def test_examples_are_chosen_by_their_numbers(tmp_path, readings):
+    scores = {"1": 0.3, "2": 0.1, "3": 0.4, "4": "high", "5": 0.5}
+    members = {}
+    for key, score in scores.items():
+        members |= {f"{key}.jpg": picture("red"), f"{key}.txt": b"one"}
+        members[f"{key}.json"] = json.dumps({"similarity": score, "width": 300}).encode()
+    shard(tmp_path / "s.tar", members)
+
+    def chosen(**fields):
+        config = WebDatasetConfig(source="webdataset", shards="s.tar", max_skipped=0.5, **fields)
+        return load_webdataset(config, tmp_path, tmp_path / "indexes")
+
+    source = chosen(least={"similarity": 0.3, "width": 300})
+    assert [example.id for example in source.examples] == ["s.tar:1", "s.tar:3", "s.tar:5"]
+    assert [str(entry) for entry in source.skipped] == [
+        f"{tmp_path / 's.tar'}:4: field 'similarity': wanted a number, found a text \"high\""
+    ]
+    stricter = chosen(least={"similarity": 0.4, "width": 300})
+    assert [example.id for example in stricter.examples] == ["s.tar:3", "s.tar:5"]
+    first = chosen(least={"similarity": 0.3, "width": 300}, limit=1)
+    assert ([example.id for example in first.examples], first.skipped) == (["s.tar:1"], ())
+    assert readings == ["s.tar"], "other bounds need no other index"
+    assert len(chosen().examples) == 5
+    assert len(readings) == 2
+    with pytest.raises(DataError, match=r"no member pair like key\.jpg and key\.txt with at least \{'width': 301\.0\}"):
+        chosen(least={"width": 301})
+
+
 def test_an_example_takes_little_memory(tmp_path):
     text = "a caption of about as many words as are usual on the web"
     members = {f"{n:09d}.{end}": data for n in range(2000) for end, data in (("jpg", b"x"), ("txt", text.encode()))}
@@ -158,7 +186,9 @@ def readings(monkeypatch) -> list[str]:
     """The shards that were gone through."""
     names = []
     read = shard_index.read_shard
-    monkeypatch.setattr(shard_index, "read_shard", lambda shard: names.append(shard.name) or read(shard))
+    monkeypatch.setattr(
+        shard_index, "read_shard", lambda shard, *given: names.append(shard.name) or read(shard, *given)
+    )
     return names
 
 

@@ -13,12 +13,14 @@ from limbeck.data.examples import DataError, Example, Examples, Skipped, Source,
 from limbeck.data.records import (
     BrokenRecord,
     FilesConfig,
+    Least,
     Pictures,
     example_of,
     existing_file,
     existing_folder,
     field,
     image_file,
+    is_enough,
     joined,
     kind_of,
 )
@@ -34,6 +36,8 @@ class JsonlConfig(FilesConfig):
     """folder that the `image` fields start from; the file's own by default"""
     where: dict[str, str] = Field(default_factory=dict)
     """only records with these field values, e.g. {split: train}"""
+    least: Least = Field(default_factory=dict)
+    """only records with at least these numbers, e.g. {similarity: 0.28}"""
     image_field: str = "image"
     caption_field: str | None = None
     """instead of `caption` or `captions`"""
@@ -56,7 +60,7 @@ def load_jsonl(config: JsonlConfig, base: Path) -> Source:
                 continue
             try:
                 record = lines.record(line)
-                if not _chosen(record, config.where, values):
+                if not (_chosen(record, config.where, values) and is_enough(record, config.least)):
                     continue
                 example = lines.example(record, number)
             except BrokenRecord as error:
@@ -70,7 +74,9 @@ def load_jsonl(config: JsonlConfig, base: Path) -> Source:
     check_skipped(skipped, len(offsets) + len(skipped), config.max_skipped, str(file))
     if not offsets:
         found = "; ".join(f"{name} is {', '.join(sorted(seen)[:8])}" for name, seen in values.items())
-        raise DataError(f"{file}: no record {f'with {config.where}: {found}' if config.where else 'in it'}")
+        wanted = [f"with {config.where}"] if config.where else []
+        wanted += [f"with at least {config.least}"] if config.least else []
+        raise DataError(f"{file}: no record {' and '.join(wanted) or 'in it'}{f': {found}' if found else ''}")
     lines.choose(offsets, numbers, pictures)
     return Source(name=str(config.path), examples=lines, skipped=tuple(skipped))
 

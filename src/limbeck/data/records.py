@@ -31,6 +31,10 @@ class FilesConfig(Section):
     """share of broken records past which loading stops"""
 
 
+Least = dict[str, float]
+"""The least number that a record must have in a field: {similarity: 0.28, width: 200}"""
+
+
 class BrokenRecord(Exception):
     """A record that makes no example; the message is the reason."""
 
@@ -114,11 +118,17 @@ def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
         raise BrokenRecord(f"no field {name!r}; it has {', '.join(map(str, list(record)[:12])) or 'none'}")
     value = record[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        wanted = " or ".join(_NAMES[each] for each in (kind if isinstance(kind, tuple) else (kind,)))
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(dict.fromkeys(_NAMES[each] for each in kinds))
         raise BrokenRecord(f"field {name!r}: wanted {wanted}, found {kind_of(value)}")
     if isinstance(value, str):
         _check_unicode(value, name)
     return value
+
+
+def is_enough(record: Any, least: Least) -> bool:
+    """Whether the record has at least these numbers. Raises BrokenRecord where it has none in a field."""
+    return all(field(record, name, (int, float)) >= number for name, number in least.items())
 
 
 def captions_of(record: Any, name: str | None = None) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from limbeck.data.examples import DataError, Example, Examples, Skipped, Source, check_skipped
-from limbeck.data.records import FilesConfig, existing_file
+from limbeck.data.records import BrokenRecord, FilesConfig, Least, existing_file, is_enough
 from limbeck.data.shard_index import IndexFiles, ShardIndex
 
 
@@ -26,6 +27,8 @@ class WebDatasetConfig(FilesConfig):
     source: Literal["webdataset"]
     shards: str
     """a tar file, or a pattern with braces: train-{000000..000012}.tar, {a,b}.tar"""
+    least: Least = Field(default_factory=dict)
+    """only examples whose JSON has at least these numbers, e.g. {similarity: 0.28, width: 200}"""
 
 
 def load_webdataset(config: WebDatasetConfig, base: Path, indexes: Path | None = None) -> Source:
@@ -33,21 +36,40 @@ def load_webdataset(config: WebDatasetConfig, base: Path, indexes: Path | None =
     files, shards, skipped, count = IndexFiles(indexes), [], [], 0
     for name in expand_braces(config.shards):
         path = existing_file(base, name, "source webdataset, field shards")
-        index = files.index(path)
-        wanted = len(index) if config.limit is None else min(len(index), config.limit - count)
-        shards.append(_Shard(name, path, index, wanted))
-        skipped += [
-            Skipped(str(path) if entry.key is None else f"{path}:{entry.key}", entry.reason)
-            for entry in index.broken
-            if config.limit is None or entry.before < config.limit - count
-        ]
-        count += wanted
+        index = files.index(path, sorted(config.least))
+        rows, broken = _chosen(index, config.least, None if config.limit is None else config.limit - count)
+        shards.append(_Shard(name, path, index, rows))
+        skipped += [Skipped(str(path) if key is None else f"{path}:{key}", reason) for key, reason in broken]
+        count += len(rows)
         if count == config.limit:
             break
     check_skipped(skipped, count + len(skipped), config.max_skipped, config.shards)
     if not count:
-        raise DataError(f"{config.shards}: no member pair like key.jpg and key.txt in it")
+        wanted = f" with at least {config.least}" if config.least else ""
+        raise DataError(f"{config.shards}: no member pair like key.jpg and key.txt{wanted} in it")
     return Source(name=config.shards, examples=_Shards(shards), skipped=tuple(skipped))
+
+
+def _chosen(
+    index: ShardIndex, least: Least, limit: int | None
+) -> tuple[range | np.ndarray, list[tuple[str | None, str]]]:
+    """The first `limit` rows with enough in them, and key and reason of what is broken before the last of them."""
+    if not least:
+        rows = range(len(index) if limit is None else min(len(index), limit))
+        end = len(index) if limit is None or len(index) < limit else limit - 1
+        return rows, [(entry.key, entry.reason) for entry in index.broken if entry.before <= end]
+    chosen, broken, end = [], [], len(index)
+    for row in range(len(index)):
+        try:
+            if is_enough(index.record(row), least):
+                chosen.append(row)
+        except BrokenRecord as error:
+            broken.append((index.key(row), str(error)))
+        if len(chosen) == limit:
+            end = row
+            break
+    broken += [(entry.key, entry.reason) for entry in index.broken if entry.before <= end]
+    return np.asarray(chosen, np.int64), broken
 
 
 @dataclass(frozen=True)
@@ -56,14 +78,14 @@ class _Shard:
     """as the pattern calls it"""
     path: Path
     index: ShardIndex
-    wanted: int
-    """so many of its first examples"""
+    rows: range | np.ndarray
+    """its examples that are wanted"""
 
 
 class _Shards(Examples):
     def __init__(self, shards: Sequence[_Shard]) -> None:
         self._shards = shards
-        self._starts = np.cumsum([0, *(shard.wanted for shard in shards)])
+        self._starts = np.cumsum([0, *(len(shard.rows) for shard in shards)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -72,7 +94,8 @@ class _Shards(Examples):
         """The example at 0 <= index < len."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         shard = self._shards[number]
-        return shard.index.example(index - int(self._starts[number]), shard.path, shard.name)
+        row = int(shard.rows[index - int(self._starts[number])])
+        return shard.index.example(row, shard.path, shard.name)
 
 
 def expand_braces(pattern: str) -> list[str]:
