@@ -3,8 +3,8 @@
     python benchmarks/quality_comd.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--scale S] [--out FOLDER]
 
 Every row is recipes/comd/laptop.yaml with one thing changed: no competition is as many steps on the first pool alone.
-All are tried by exact truth on scenes whose combinations of things were held out of training; the loop never sees it.
-The same command goes on after a crash.
+For a seed all rows share the pre-training, which is not done anew. All are tried by exact truth on scenes whose
+combinations of things were held out of training; the loop never sees it. The same command goes on after a crash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from harness import Claim, parser, publish
-from training_runs import Scores, gain, line, numbers, scores, spread
+from training_runs import Scores, gain, line, numbers, scores, spread, take_over
 
 from limbeck.recipe import load_recipe
 from limbeck.recipe.comd import CoMDRecipe
@@ -23,9 +23,10 @@ from limbeck.run import run_recipe
 
 RECIPE = "comd/laptop"
 METRICS = ("VQA",)
+COMPETITION, ALONE = "competition", "no competition"
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "competition": (),
-    "no competition": ("competition.tunings=1",),
+    COMPETITION: (),
+    ALONE: ("competition.tunings=1",),
     "tau 0": ("competition.tau=0.0",),
     "tau 1": ("competition.tau=1.0",),
     "without pre-training": ("stages=[]",),
@@ -52,7 +53,7 @@ def main() -> None:
         for name in names:
             print(f"seed {seed}, {name}", flush=True)
             folder = run(out / f"seed{seed}", name, seed, args.scale, args.smoke)
-            if name == names[0]:
+            if name == COMPETITION:
                 for place in sorted((folder / "rounds").iterdir(), key=lambda path: int(path.name)):
                     found.setdefault(f"tuning {place.name}", []).append(scores(place))
                 found.setdefault("teacher", []).append(scores(folder / "teacher"))
@@ -83,6 +84,8 @@ def run(out: Path, name: str, seed: int, scale: float, smoke: bool) -> Path:
         f"competition.data.0.of.count={max(8, round(scale * scenes))}",
         f"evaluation.benchmarks.0.data.count={TRIED}",
     ]
+    if recipe.stages and name != COMPETITION:
+        take_over(out / COMPETITION, folder, [stage.name for stage in recipe.stages])
     for index, stage in enumerate(recipe.stages):
         changes.append(f"stages.{index}.training.max_steps={max(1, round(scale * stage.training['max_steps']))}")
     if smoke:
@@ -97,9 +100,9 @@ def judge(found: Mapping[str, Sequence[Scores]]) -> list[Claim]:
     claims = [
         gain(f"{later} above {earlier}", found[later], found[earlier], "VQA") for earlier, later in pairwise(tunings)
     ]
-    ours = found["competition"]
-    claims.append(surely(ours, found["no competition"]))
-    others = [name for name in VARIANTS if name in found and name not in ("competition", "no competition")]
+    ours = found[COMPETITION]
+    claims.append(surely(ours, found[ALONE]))
+    others = [name for name in VARIANTS if name in found and name not in (COMPETITION, ALONE)]
     return claims + [gain(f"competition above {name}", ours, found[name], "VQA") for name in others]
 
 

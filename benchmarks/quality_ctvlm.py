@@ -11,7 +11,6 @@ differences, that its true difference is above 0. The same command goes on after
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
@@ -20,7 +19,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from harness import Claim, parser, publish
-from training_runs import Scores, gain, line, numbers, scores
+from training_runs import Scores, gain, line, numbers, scores, take_over
 
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
@@ -158,16 +157,6 @@ def run(out: Path, name: str, seed: int, scale: float, smoke: bool) -> Path:
         changes += [f"evaluation.benchmarks.{index}.data.count=8" for index in range(1 if aligned else 2)]
     run_recipe(load_recipe(RECIPE, [*changes, f"output={folder}"]))
     return folder
-
-
-def take_over(origin: Path, folder: Path, stages: Sequence[str]) -> None:
-    """Give a run the finished stages of another one; it goes on behind them."""
-    for stage in stages:
-        target = folder / "stages" / stage
-        if not target.exists():
-            draft = target.with_name(f".{stage}")
-            shutil.copytree(origin / "stages" / stage, draft, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
-            draft.rename(target)
 
 
 def judge(found: Mapping[str, Mapping[str, Sequence[Scores]]]) -> list[Claim]:

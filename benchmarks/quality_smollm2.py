@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 from harness import Claim, parser, publish
-from quality_ctvlm import surely, take_over
+from quality_ctvlm import surely
 from quality_photos import find_photos
-from training_runs import Scores, line, numbers
+from training_runs import Scores, line, numbers, take_over
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.recipe import load_recipe

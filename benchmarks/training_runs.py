@@ -58,6 +58,16 @@ def train(recipe: str, folder: Path, overrides: Sequence[str] = (), *, teacher: 
     return scores(folder)
 
 
+def take_over(origin: Path, folder: Path, stages: Sequence[str]) -> None:
+    """Give a run the finished stages of another one; it goes on behind them."""
+    for stage in stages:
+        target = folder / "stages" / stage
+        if not target.exists():
+            draft = target.with_name(f".{stage}")
+            shutil.copytree(origin / "stages" / stage, draft, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+            draft.rename(target)
+
+
 def lasting(recipe: str, steps: int, batch_size: int | None = None) -> list[dict[str, Any]]:
     """A recipe's stages with `steps` optimizer steps in all, each stage keeping its share and at least one.
 

@@ -262,6 +262,16 @@ def test_the_pool_grows_by_what_each_round_accepts(run, tmp_path):
     assert "2 of 2 rounds between 3 tunings are closed; the pool has grown from 3 to 5 instructions." in page
 
 
+def test_a_round_that_wrote_nothing_new_is_told_as_the_end(run, tmp_path):
+    assert report(tmp_path / "held", run)[2][1]["competition"]["ended_by_round"] is None
+    empty = run / "rounds" / "3" / "data.jsonl"
+    empty.parent.mkdir(parents=True, exist_ok=True)
+    empty.write_text("")
+    _, page, models = report(tmp_path / "out", run)
+    assert "3 tunings are closed; round 2 wrote nothing new, which ended the competition; the pool has grown" in page
+    assert models[1]["competition"]["ended_by_round"] == 2
+
+
 def test_the_assessors_scores_and_bias_stand_by_round(run, tmp_path):
     shown = part(report(tmp_path / "out", run)[1], "The assessor")
     cells = "".join(f"<td>{cell}</td>" for cell in ("7.0", "4.5"))

@@ -114,6 +114,8 @@ class Competition:
     """the student's name in the report"""
     planned: int
     """tunings"""
+    ended: int | None
+    """the round that wrote nothing new, after which there was no other tuning; None where all are held"""
     columns: tuple[Column, ...]
     """figures of the benchmarks that any tuning or the teacher was tried on"""
     tunings: Mapping[int, Tried]
@@ -132,6 +134,8 @@ class Competition:
     def sentence(self) -> str:
         """How far it has come."""
         done = f"{len(self.rounds)} of {max(self.planned - 1, 0)} rounds between {self.planned} tunings are closed"
+        if self.ended is not None:
+            done += f"; round {self.ended} wrote nothing new, which ended the competition"
         if not self.growth:
             return f"{done}."
         grown = f"; the pool has grown from {self.growth[0].instructions:,} to {self.growth[-1].total:,} instructions"

@@ -42,6 +42,7 @@ def read_competition(folder: Path, name: str, model: str, tone: str) -> Competit
         tone=tone,
         model=model,
         planned=int(held.maybe_number("tunings") or len(rounds) + 1),
+        ended=_ended(folder),
         columns=tuple(column for column in columns if any(column.key in values(run) for run in everyone)),
         tunings={
             number: Tried(figures=_quality(run), said=_said(folder / "rounds" / str(number), gallery))
@@ -65,6 +66,12 @@ def _tunings(folder: Path) -> Iterator[tuple[int, Path]]:
     found = [place.parent.parent for place in (folder / "rounds").glob("*/evaluation/summary.json")]
     numbers = {int(place.name): place for place in found if place.name.isdecimal()}
     yield from sorted(numbers.items())
+
+
+def _ended(folder: Path) -> int | None:
+    """The round that left the next tuning without data."""
+    empty = [file.parent.name for file in (folder / "rounds").glob("*/data.jsonl") if not file.stat().st_size]
+    return min((int(name) - 1 for name in empty if name.isdecimal()), default=None)
 
 
 def _tried_run(folder: Path, name: str) -> Run:

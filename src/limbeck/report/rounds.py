@@ -156,6 +156,7 @@ def competition_json(told: Competition) -> dict[str, object]:
     """The competition for programs: what the page shows of it but pictures and answers about held-out ones."""
     return {
         "tunings_planned": told.planned,
+        "ended_by_round": told.ended,
         "tunings": {str(number): dict(tried.figures) for number, tried in told.tunings.items()},
         "teacher": dict(told.teacher.figures) if told.teacher else None,
         "rounds": [_round_json(each) for each in told.rounds],
