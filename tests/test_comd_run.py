@@ -93,6 +93,29 @@ def test_the_second_tuning_trains_on_what_the_round_wrote(run):
     }
 
 
+def test_a_tuning_on_the_cache_pool_learns_everything_so_far(eye, teacher, tmp_path):
+    changes = {"tuning": {"pool": "cache", "chat": CHAT, "training": {"max_steps": 1}}}
+    recipe = load_recipe(str(competition_recipe(tmp_path, eye, teacher, competition=changes)))
+    folder = run_recipe(recipe)
+    with Pool.open(folder / "pool.sqlite", readonly=True) as pool:
+        everything = pool.instructions(before=2)
+    first, second = (
+        [json.loads(line) for line in (folder / "rounds" / number / "data.jsonl").read_text().splitlines()]
+        for number in ("1", "2")
+    )
+    assert second[: len(first)] == first
+    new = [each.text for each in everything if each.round == 1]
+    added = [line["text"] for line in second[len(first) :]]
+    assert added, "some of what the round wrote was answered"
+    assert added == [text for text in new if text in added]
+    spent = json.loads((folder / "competition.json").read_text())["cost"]
+    calls = sum(each["calls"] for each in spent if each["role"] == "teacher")
+    assert calls == len(everything), "the teacher is asked each once"
+    planned = plan_of(cast(CoMDRecipe, recipe)).tunings
+    assert planned[1].instructions == planned[0].instructions + round(84 / 220 * planned[0].instructions)
+    assert planned[1].conversations == planned[0].conversations, "a dialogue a picture"
+
+
 def test_an_evaluation_is_one_models(run, teacher, tmp_path):
     recipe = str(run.with_name("recipe.yaml"))
     for _ in range(2):

@@ -49,7 +49,8 @@ def test_ranks_are_those_of_one_pair_after_another(request, family, k, tokenizer
     config = RetrievalConfig(k_test=k, batch_size=4, pair_batch=5)
     rows = tmp_path / "retrieval.jsonl"
     found = evaluate_retrieval(model, tokenizer, examples, config, rows=rows, device=cpu, progress=False)
-    texts, pictures = text_ranks(for_picture, owner).tolist(), picture_ranks(for_text, owner).tolist()
+    own = owner[None] == torch.arange(len(examples))[:, None]
+    texts, pictures = text_ranks(for_picture, own).tolist(), picture_ranks(for_text, own).tolist()
     assert [row["text_rank"] for row in read_rows(rows)] == texts
     assert [rank for row in read_rows(rows) for rank in row["picture_ranks"]] == pictures
     assert found == recalls(texts, pictures)
@@ -66,6 +67,32 @@ def test_rows_say_what_was_found(blip, tokenizer, examples, tmp_path, cpu):
         assert (row["texts"][0]["id"] == example.id) == (row["text_rank"] == 0)
         for rank, found in zip(row["picture_ranks"], row["pictures"], strict=True):
             assert (found[0] == example.id) == (rank == 0)
+
+
+def test_words_that_pictures_share_are_a_miss_or_right_for_each(blip, tokenizer, examples, tmp_path, cpu):
+    shared = [replace(example, captions=(caption,)) for example, caption in zip(examples, ("A dog!", "a dog"))]
+    found = {}
+    for by_wording in (False, True):
+        rows, config = tmp_path / f"{by_wording}.jsonl", RetrievalConfig(by_wording=by_wording)
+        found[by_wording] = evaluate_retrieval(blip, tokenizer, shared, config, rows=rows, device=cpu, progress=False)
+        read = read_rows(rows)
+        assert [len(row["texts"]) for row in read] == ([1, 1] if by_wording else [2, 2])
+        assert [row["text_rank"] for row in read] == ([0, 0] if by_wording else [1, 1])
+        assert [row["picture_ranks"] == [0] for row in read].count(True) == (2 if by_wording else 1)
+        if by_wording:
+            assert [row["texts"][0]["id"] for row in read] == [example.id for example in shared]
+            assert recompute(rows) == found[True]
+    assert (found[False]["TR@1"], found[True]["TR@1"]) == (0, 100)
+
+
+def test_texts_that_no_pictures_share_are_ranked_alike_either_way(blip, tokenizer, examples, tmp_path, cpu):
+    named = [replace(e, captions=(f"a {word}", f"two {word}s")) for e, word in zip(examples, ("cat", "dog", "bee"))]
+    read = []
+    for by_wording in (False, True):
+        rows, config = tmp_path / f"{by_wording}.jsonl", RetrievalConfig(by_wording=by_wording, k_test=2)
+        evaluate_retrieval(blip, tokenizer, named, config, rows=rows, device=cpu, progress=False)
+        read.append(read_rows(rows))
+    assert read[0] == read[1]
 
 
 def test_bfloat16_changes_little_and_the_models_mode_is_put_back(blip, tokenizer, examples, tmp_path, cpu):

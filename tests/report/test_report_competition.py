@@ -333,6 +333,14 @@ def test_stages_say_what_each_tuning_learns(run, tmp_path):
     assert "tune-3" in section(page, "training")
 
 
+def test_a_tuning_on_everything_so_far_is_told_as_that(tmp_path):
+    folder = tmp_path / "all"
+    competition = RECIPE["competition"]
+    write_recipe(folder, competition={**competition, "tuning": {**competition["tuning"], "pool": "cache"}})
+    stages = read_story(folder, "laptop", "other-1").stages
+    assert stages[2].data == "all instructions up to what round 1 has written"
+
+
 def test_only_what_there_is_to_say_of_a_run_that_has_just_begun(tmp_path):
     folder = tmp_path / "young"
     write_recipe(folder)

@@ -81,20 +81,22 @@ class Competition:
         for prompt in (prompts.answer, prompts.assessor, prompts.augmentor):
             pool.add_prompt(prompt.id, prompt.role, prompt.text)
 
-    def answer(self, number: int) -> list[tuple[Instruction, str]]:
+    def answer(self, number: int, *, everything: bool = False) -> list[tuple[Instruction, str]]:
         """The data of tuning `number`: what round `number - 1` has written, and the teacher's answers to it (D_T, A_T).
 
-        Instructions that the teacher could not or did not answer are left out. Empty where that round wrote nothing:
-        the competition is over. Raises CompetitionError where no instruction is answered.
+        With `everything` all instructions so far stand there (D_C). Those that the teacher could not or did not answer
+        are left out. Empty where that round wrote nothing: the competition is over. Raises CompetitionError where no
+        instruction is answered.
         """
         asked = self.pool.instructions(round=number - 1)
         if not asked:
             return []
         author = self._answers("teacher", TEACHER_ROUND, self.roles.teacher, asked, f"tuning {number}: teacher answers")
         said = self.pool.answers("teacher", TEACHER_ROUND, author)
-        answered = [(each, said[each.id].text) for each in asked if each.id in said and said[each.id].text.strip()]
+        among = self.pool.instructions(before=number) if everything else asked
+        answered = [(each, said[each.id].text) for each in among if each.id in said and said[each.id].text.strip()]
         if not answered:
-            raise CompetitionError(f"tuning {number}: the teacher answered none of {len(asked)} instructions")
+            raise CompetitionError(f"tuning {number}: the teacher answered none of {len(among)} instructions")
         return answered
 
     def compete(self, number: int, student: Asker) -> list[Instruction]:

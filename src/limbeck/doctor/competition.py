@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,10 @@ def plan_of(recipe: CoMDRecipe, processes: int | None = None) -> Plan:
         for each in (*_calls(number, sizes, recipe.tunings, lengths), *_judged(number, recipe, reviews, lengths))
     ]
     spread = Spread(pictures=len(pictures), seeds=single, blind=blind)
-    tunings = [_tuning(number, size, spread, recipe, lengths, processes) for number, size in enumerate(sizes, start=1)]
+    learned = sizes if config.tuning.pool == "tuning" else list(accumulate(sizes))
+    tunings = [
+        _tuning(number, size, spread, recipe, lengths, processes) for number, size in enumerate(learned, start=1)
+    ]
     return Plan(
         instructions=single,
         pictures=len(pictures),
@@ -234,11 +238,11 @@ class Spread:
     blind: int
     """those of them without a picture"""
 
-    def conversations(self, size: int, *, first: bool) -> int:
-        """Of so many instructions: those of the first pool, or new ones whose pictures are drawn by chance."""
-        if first or self.pictures == 0:
-            return self.pictures + self.blind if first else size
+    def conversations(self, size: int, *, whole: bool) -> int:
+        """Of so many instructions: of a pool that has every picture, or new ones whose pictures are drawn by chance."""
         blind = size * self.blind / self.seeds
+        if whole or self.pictures == 0:
+            return self.pictures + ceil(blind)
         seen = self.pictures * (1 - (1 - 1 / self.pictures) ** (size - blind))
         return ceil(seen + blind)
 
@@ -246,7 +250,8 @@ class Spread:
 def _tuning(number: int, size: int, spread: Spread, recipe: CoMDRecipe, lengths: _Lengths, processes: int) -> Tuning:
     assert recipe.competition is not None
     settings = recipe.training | recipe.competition.tuning.training
-    conversations = spread.conversations(size, first=number == 1)
+    whole = number == 1 or recipe.competition.tuning.pool == "cache"
+    conversations = spread.conversations(size, whole=whole)
     tokens = size * (lengths.instruction + lengths.answer) + conversations * PICTURE
     return Tuning(
         number=number,

@@ -48,6 +48,9 @@ class RetrievalConfig(TaskConfig):
     """picture-text pairs at once"""
     max_length: int = Field(default=35, ge=3)
     """tokens of a text"""
+    by_wording: bool = False
+    """a text that several pictures have word for word is one text, and right for each of them; the papers' protocol
+    takes it for several, each right for one picture alone"""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class _Gallery:
 
     examples: list[Example]
     texts: list[str]
+    columns: list[list[int]]
+    """the places of each picture's captions among the texts"""
     ids: Tensor
     """[T, L] of all texts"""
     mask: Tensor
     """[T, L] boolean"""
-    picture: Tensor
-    """[T] row of the picture that a text describes"""
+    own: Tensor
+    """[I, T] boolean, True where the text describes the picture"""
     images: Tensor
     """[I, E]"""
     hidden: Tensor
@@ -131,8 +136,10 @@ def _embed(
             if look_again:
                 hidden.append((seen.hidden.bfloat16() if config.bf16 else seen.hidden).cpu())
             bar.update(len(batch))
-    texts = [caption for example in kept for caption in example.captions]
-    owners = [row for row, example in enumerate(kept) for _ in example.captions]
+    texts, columns = _texts(kept, config.by_wording)
+    own = torch.zeros(len(kept), len(texts), dtype=torch.bool, device=device)
+    for row, places in enumerate(columns):
+        own[row, places] = True
     ids, mask = encode(tokenizer, [clean_caption(text) for text in texts], config.max_length, device)
     starts = range(0, len(texts), config.pair_batch)
     embeddings = [
@@ -142,13 +149,29 @@ def _embed(
     return _Gallery(
         examples=kept,
         texts=texts,
+        columns=columns,
         ids=ids,
         mask=mask,
-        picture=torch.tensor(owners, device=device),
+        own=own,
         images=torch.cat(images),
         hidden=torch.cat(hidden) if hidden else torch.empty(0),
         embeddings=torch.cat(embeddings),
     )
+
+
+def _texts(examples: Sequence[Example], by_wording: bool) -> tuple[list[str], list[list[int]]]:
+    """All captions, those that read the same as one where `by_wording`; and each picture's places among them."""
+    texts: list[str] = []
+    columns: list[list[int]] = []
+    places: dict[str | int, int] = {}
+    for example in examples:
+        columns.append([])
+        for caption in example.captions:
+            column = places.setdefault(clean_caption(caption) if by_wording else len(texts), len(texts))
+            if column == len(texts):
+                texts.append(caption)
+            columns[-1].append(column)
+    return texts, columns
 
 
 def _look_again(
@@ -192,29 +215,33 @@ def _nearest(cosine: Tensor, k: int, dim: int) -> Tensor:
 
 def _rows(gallery: _Gallery, for_picture: Tensor, for_text: Tensor) -> list[Row]:
     """What is kept of each picture: ranks counted from 0, and what was found."""
-    owner = gallery.picture.cpu()
-    texts_found = text_ranks(for_picture, owner).tolist()
-    pictures_found = picture_ranks(for_text, owner).tolist()
+    own = gallery.own.cpu()
+    owner = own.int().argmax(0).tolist()
+    texts_found = text_ranks(for_picture, own).tolist()
+    pairs = map(tuple, own.nonzero().tolist())
+    pictures_found = dict(zip(pairs, picture_ranks(for_text, own).tolist(), strict=True))
     best_texts = for_picture.topk(min(SHOWN, for_picture.shape[1]), dim=1)
     best_pictures = for_text.topk(min(SHOWN, for_text.shape[0]), dim=0)
-    rows, first = [], 0
-    for index, example in enumerate(gallery.examples):
-        own = range(first, first + len(example.captions))
-        first = own.stop
+    rows = []
+    for index, (example, mine) in enumerate(zip(gallery.examples, gallery.columns, strict=True)):
         texts = zip(best_texts.indices[index].tolist(), best_texts.values[index].tolist(), strict=True)
         rows.append(
             {
                 "id": example.id,
                 "captions": list(example.captions),
                 "text_rank": texts_found[index],
-                "picture_ranks": [pictures_found[text] for text in own],
+                "picture_ranks": [pictures_found[index, text] for text in mine],
                 "texts": [
-                    {"text": gallery.texts[text], "id": gallery.examples[int(owner[text])].id, "score": round(score, 6)}
+                    {
+                        "text": gallery.texts[text],
+                        "id": gallery.examples[index if own[index, text] else owner[text]].id,
+                        "score": round(score, 6),
+                    }
                     for text, score in texts
                 ],
                 "pictures": [
                     [gallery.examples[picture].id for picture in best_pictures.indices[:, text].tolist()]
-                    for text in own
+                    for text in mine
                 ],
             }
         )

@@ -89,6 +89,9 @@ class CoMDStageConfig(StageSettings):
 class TuningConfig(Section):
     """How the student is tuned on each round's answers."""
 
+    pool: Literal["tuning", "cache"] = "tuning"
+    """what a tuning learns: D_T, the last round's new instructions, as in the paper; or D_C, all so far, so that what
+    is not repeated is not forgotten"""
     chat: ChatConfig | None = None
     """null: the student's own template"""
     trainable: tuple[str, ...] = ()

@@ -197,6 +197,9 @@ def _tunings(recipe: Record) -> list[Stage]:
     tuning = competition.part("tuning")
     first = ", ".join(_source(source) for source in competition.parts("data"))
     trainable = tuning.texts("trainable")
+    later = "what round {} has written"
+    if tuning.maybe_text("pool") == "cache":
+        later = "all instructions up to what round {} has written"
     return [
         Stage(
             name=f"tune-{number}",
@@ -205,7 +208,7 @@ def _tunings(recipe: Record) -> list[Stage]:
             trains=", ".join(trainable) if trainable else COMD_TRAINS["tune"],
             teaches="the teacher\N{RIGHT SINGLE QUOTATION MARK}s answers",
             share=None,
-            data=f"the first pool: {first}" if number == 1 else f"what round {number - 1} has written",
+            data=f"the first pool: {first}" if number == 1 else later.format(number - 1),
             settings=_settings(recipe.part("training"), tuning.part("training")),
         )
         for number in range(1, int(competition.maybe_number("tunings") or 0) + 1)

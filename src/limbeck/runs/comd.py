@@ -202,14 +202,14 @@ class _Rounds:
             self.competition = Competition(self.pool, roles, prompts, self.config, self.images, seed=recipe.seed)
 
     def data(self, stage: Stage) -> ProcessedDialogues:
-        """The training set of a tuning: the last round's new instructions with the teacher's answers, regrouped.
+        """The training set of a tuning: the instructions of its pool with the teacher's answers, regrouped.
 
         Raises _Over where there is none.
         """
         number = self.numbers[stage.name]
         file = _data_file(self.folder, number)
         if self.competition is not None and not file.exists():
-            answered = self.competition.answer(number)
+            answered = self.competition.answer(number, everything=self.config.tuning.pool == "cache")
             lines = [asdict(each) | {"answer": said} for each, said in answered]
             write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
         while not file.exists():

@@ -6,7 +6,7 @@ import torch
 from limbeck.evaluation.metrics.retrieval import picture_ranks, recalls, text_ranks
 
 # three pictures; texts 0, 1 describe picture 0, text 2 picture 1, texts 3, 4 picture 2
-PICTURE = torch.tensor([0, 0, 1, 2, 2])
+OWN = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
 SCORES = torch.tensor(
     [
         [0.1, 0.9, 0.5, 0.2, 0.0],
@@ -17,11 +17,21 @@ SCORES = torch.tensor(
 
 
 def test_a_picture_is_found_by_the_best_of_its_texts():
-    assert text_ranks(SCORES, PICTURE).tolist() == [0, 2, 1]
+    assert text_ranks(SCORES, OWN).tolist() == [0, 2, 1]
 
 
 def test_a_text_has_one_picture():
-    assert picture_ranks(SCORES, PICTURE).tolist() == [2, 0, 0, 1, 0]
+    assert picture_ranks(SCORES, OWN).tolist() == [2, 0, 0, 1, 0]
+
+
+def test_pictures_that_share_a_text_do_not_stand_in_each_others_way():
+    shared = OWN.clone()
+    shared[0, 3] = True
+    assert text_ranks(SCORES, shared).tolist() == [0, 2, 1]
+    assert picture_ranks(SCORES, shared).tolist() == [2, 0, 1, 0, 1, 0], "picture 0's texts 0, 1 and 3 first"
+    everyone = torch.ones_like(OWN)
+    assert text_ranks(SCORES, everyone).tolist() == [0] * 3
+    assert picture_ranks(SCORES, everyone).tolist() == [0] * 15
 
 
 def test_recalls_are_percent_and_rmean_is_their_mean():
@@ -34,12 +44,14 @@ def test_recalls_are_percent_and_rmean_is_their_mean():
 
 def test_a_model_that_scores_everything_alike_finds_nothing():
     same = torch.zeros(3, 5)
-    assert text_ranks(same, PICTURE).tolist() == [3, 4, 3]
-    assert picture_ranks(same, PICTURE).tolist() == [2] * 5
+    assert text_ranks(same, OWN).tolist() == [3, 4, 3]
+    assert picture_ranks(same, OWN).tolist() == [2] * 5
 
 
 def test_broken_scores_and_pictures_without_text_are_errors():
     with pytest.raises(ValueError, match="NaN"):
-        text_ranks(SCORES.log(), PICTURE)
+        text_ranks(SCORES.log(), OWN)
+    with pytest.raises(ValueError, match="NaN"):
+        picture_ranks(SCORES.log(), OWN)
     with pytest.raises(ValueError, match=r"rows \[2\]"):
-        text_ranks(SCORES, torch.tensor([0, 0, 1, 1, 1]))
+        text_ranks(SCORES, OWN & (torch.arange(3) < 2)[:, None])

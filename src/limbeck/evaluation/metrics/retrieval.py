@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 DEPTHS = (1, 5, 10)
+_AT_ONCE = 4096
+"""texts whose columns are copied at once"""
 
 
-def text_ranks(scores: Tensor, picture: Tensor) -> Tensor:
+def text_ranks(scores: Tensor, own: Tensor) -> Tensor:
     """For each picture, how many texts of other pictures stand before the best of its own.
 
-    scores [I, T], picture [T] int64, the row that text t describes -> [I] int64, 0 is a hit at 1. A foreign text with
-    the same score stands before an own one, so a model that scores everything alike finds nothing. Raises ValueError
-    where a picture has no text or a score is not finite.
+    scores [I, T], own [I, T] boolean, True where the text describes the picture -> [I] int64, 0 is a hit at 1. A
+    foreign text with the same score stands before an own one, so a model that scores everything alike finds nothing.
+    Raises ValueError where a picture has no text or a score is not finite.
     """
-    own = _own(scores, picture)
+    _check_finite(scores)
     if not own.any(1).all():
         bare = (~own.any(1)).nonzero().flatten().tolist()
         raise ValueError(f"text_ranks: rows {bare[:5]} of the scores have no text of their own")
@@ -25,11 +27,19 @@ def text_ranks(scores: Tensor, picture: Tensor) -> Tensor:
     return ((scores >= best) & ~own).sum(1)
 
 
-def picture_ranks(scores: Tensor, picture: Tensor) -> Tensor:
-    """For each text, how many other pictures stand before its own: scores [I, T], picture [T] -> [T] int64."""
-    own = _own(scores, picture)
-    target = scores.gather(0, picture[None])
-    return ((scores >= target) & ~own).sum(0)
+def picture_ranks(scores: Tensor, own: Tensor) -> Tensor:
+    """For each picture and text of its own, how many pictures that the text does not describe stand before this one.
+
+    scores, own [I, T] -> [P] int64, in the order of `own.nonzero()`. Raises ValueError where a score is not finite.
+    """
+    _check_finite(scores)
+    picture, text = own.nonzero().unbind(1)
+    return torch.cat(
+        [
+            ((scores[:, texts] >= scores[pictures, texts]) & ~own[:, texts]).sum(0)
+            for pictures, texts in zip(picture.split(_AT_ONCE), text.split(_AT_ONCE), strict=True)
+        ]
+    )
 
 
 def recalls(texts: Sequence[int], pictures: Sequence[int]) -> dict[str, float]:
@@ -43,8 +53,6 @@ def _share(ranks: Sequence[int], depth: int) -> float:
     return 100 * sum(rank < depth for rank in ranks) / len(ranks)
 
 
-def _own(scores: Tensor, picture: Tensor) -> Tensor:
-    """[I, T] boolean, True where the text describes the picture."""
+def _check_finite(scores: Tensor) -> None:
     if not scores.isfinite().all():
         raise ValueError("retrieval scores hold NaN or infinity: the model's embeddings are broken")
-    return picture[None] == torch.arange(len(scores), device=scores.device)[:, None]
