@@ -3,7 +3,8 @@
     python benchmarks/ablation_dlip.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--steps N] [--out FOLDER]
 
 Every row is the quickstart's distilled student with the paper's terms alone and some of them left out, on its data,
-from the same first weights and in the same order of data for a seed. A direction's confidence is the probability, by
+from the same first weights and in the same order of data for a seed. All have the learning rates of the plain student,
+at which contrast alone learns too. A direction's confidence is the probability, by
 Student's t-distribution over the seeds' paired differences, that its true difference is above 0. Directions are
 reported as they come out.
 No fine-tuning follows, unlike in the paper: `without VLP` is a student whose embedding, matching and vocabulary heads
@@ -19,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 from harness import Claim, parser, publish
-from quality_dlip import DISTILLED, SMOKE
+from quality_dlip import DISTILLED, PLAIN, SMOKE
 from training_runs import Scores, gain, lasting, line, numbers, train
 
 from limbeck.methods.passes import PASSES
@@ -94,9 +95,10 @@ def main() -> None:
     for seed, name in product(range(args.seeds), names):
         print(f"seed {seed}, {name}", flush=True)
         folder = out / f"seed{seed}" / name.replace(" ", "_")
-        stages = lasting(DISTILLED, args.steps, 8 if args.smoke else None)
-        for stage in stages:
+        stages, plain = (lasting(recipe, args.steps, 8 if args.smoke else None) for recipe in (DISTILLED, PLAIN))
+        for stage, same in zip(stages, plain, strict=True):
             stage["weights"] = kept(stage["weights"], RUNS[name])
+            stage["training"] = same["training"]
         changes = [*overrides, f"seed={seed}", f"stages={json.dumps(stages)}"]
         found[name].append(train(DISTILLED, folder, changes, teacher=teacher))
         teacher = teacher or folder / "teacher"
