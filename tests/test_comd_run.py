@@ -4,7 +4,8 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_comd_recipe import CHAT, INSTRUCTIONS, ROLES, competition_recipe, teacher_recipe
 from tiny_ctvlm_recipe import SCENES, write_eye
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 from typer.testing import CliRunner
 
 from limbeck.assemble.comd import RoleModels, build_method, build_student, open_instructions
@@ -30,7 +31,7 @@ from limbeck.recipe.comd import LocalRole
 from limbeck.run import run_recipe
 from limbeck.runs.folder import record, refuse_another_recipe
 from limbeck.runs.formats import Formats, cast_by
-from limbeck.training.trainer import WEIGHTS, load_method, save_method
+from limbeck.training.trainer import WEIGHTS, StageTrainer, load_method, save_method
 
 HELD = {"benchmark": "scenes_vqa", "name": "vqa", "data": {**SCENES, "split": "test", "count": 2}, "max_new_tokens": 3}
 JUDGED = {"benchmark": "llava_bench_coco", "questions": "q.jsonl", "references": "a.jsonl", "context": "c.jsonl"}
@@ -114,6 +115,41 @@ def test_a_tuning_on_the_cache_pool_learns_everything_so_far(eye, teacher, tmp_p
     planned = plan_of(cast(CoMDRecipe, recipe)).tunings
     assert planned[1].instructions == planned[0].instructions + round(84 / 220 * planned[0].instructions)
     assert planned[1].conversations == planned[0].conversations, "a dialogue a picture"
+
+
+def test_tunings_can_share_one_schedule(eye, teacher, tmp_path):
+    rates: dict[str, list[float]] = {}
+    for schedule, tunings, steps in (("whole", 2, 4), ("each", 1, 8)):
+        training = {"max_steps": steps, "lr_scheduler_type": "cosine"}
+        tuning = {"tunings": tunings, "tuning": {"schedule": schedule, "chat": CHAT, "training": training}}
+        folder = run_recipe(load_recipe(str(competition_recipe(tmp_path / schedule, eye, teacher, competition=tuning))))
+        lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        rates[schedule] = [line["learning_rate"] for line in lines]
+    assert rates["whole"] == pytest.approx(rates["each"])
+    assert rates["each"] == sorted(rates["each"], reverse=True)
+
+
+def test_a_stage_of_a_shared_schedule_warms_up_by_itself(tmp_path):
+    trainer = SimpleNamespace(
+        stage=SimpleNamespace(part=(1, 2)),
+        args=TrainingArguments(str(tmp_path), lr_scheduler_type="linear", warmup_steps=2, use_cpu=True),
+    )
+    factor = StageTrainer._part_of_schedule(cast(Any, trainer), 4)
+    assert [factor(step) for step in range(5)] == [0, 0.5 * 3 / 8, 2 / 8, 1 / 8, 0]
+
+
+@pytest.mark.parametrize(
+    ("training", "schedule", "message"),
+    [
+        ({"num_train_epochs": 1}, None, "whole needs training.max_steps"),
+        ({"max_steps": 4, "lr_scheduler_type": "greedy"}, None, "training.lr_scheduler_type greedy cannot go on"),
+        ({"max_steps": 4}, {"kind": "epoch_cosine"}, "the recipe's `schedule` cannot go on over several tunings"),
+    ],
+)
+def test_one_schedule_needs_to_know_the_steps(eye, teacher, tmp_path, training, schedule, message):
+    tuning = {"tuning": {"schedule": "whole", "chat": CHAT, "training": training}}
+    with pytest.raises(RecipeError, match=f"competition.tuning.schedule: {message}"):
+        load_recipe(str(competition_recipe(tmp_path, eye, teacher, competition=tuning, schedule=schedule)))
 
 
 def test_an_evaluation_is_one_models(run, teacher, tmp_path):

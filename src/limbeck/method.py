@@ -23,6 +23,8 @@ class Stage:
     """loss term -> weight; a term that the method does not have is an error"""
     training: Mapping[str, Any] = field(default_factory=dict)
     """overrides of TrainingArguments for this stage"""
+    part: tuple[int, int] | None = None
+    """place, from 0, and number among stages of as many steps that share one learning-rate schedule; None: its own"""
 
 
 @dataclass(frozen=True, kw_only=True)

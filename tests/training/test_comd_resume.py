@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_comd_recipe import TRAINING, competition_recipe, teacher_recipe
+from tiny_comd_recipe import CHAT, TRAINING, competition_recipe, teacher_recipe
 from tiny_ctvlm_recipe import write_eye
 
 from limbeck.competition.pool import Pool
@@ -47,6 +47,8 @@ LAPTOP_KILLS = [
     ("tune-2", 250),
 ]
 PROCESSES = 2
+TUNING = {"tuning": {"chat": CHAT, "schedule": "whole", "training": {"max_steps": 4}}}
+"""A tuning whose learning rate goes on from that of the one before"""
 
 
 def kind_of(result: Result) -> str:
@@ -133,7 +135,7 @@ def parts(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def whole(parts, tmp_path_factory) -> Path:
     """An uninterrupted competition."""
-    recipe = competition_recipe(tmp_path_factory.mktemp("whole"), *parts)
+    recipe = competition_recipe(tmp_path_factory.mktemp("whole"), *parts, competition=TUNING)
     assert start(recipe) == [0], said(recipe)
     return recipe.with_name("run")
 
@@ -157,7 +159,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_killed_in_every_phase_it_ends_with_the_same_pool_and_student(parts, whole, tmp_path):
-    recipe = competition_recipe(tmp_path, *parts)
+    recipe = competition_recipe(tmp_path, *parts, competition=TUNING)
     for kill in KILLS:
         assert start(recipe, kill) == [-signal.SIGKILL], f"{kill}: {said(recipe)}"
     assert start(recipe) == [0], said(recipe)

@@ -185,6 +185,7 @@ def build_method(recipe: CoMDRecipe, student: Student) -> CoMD:
                 weights={},
                 training={"dataloader_drop_last": False, **tuning.training},  # a round's pool may be small
                 kind="tune",
+                part=(number - 1, recipe.tunings) if tuning.schedule == "whole" else None,
             )
             for number in range(1, recipe.tunings + 1)
         ]

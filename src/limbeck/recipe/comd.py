@@ -20,6 +20,8 @@ from limbeck.recipe.shared import RunSettings, StageSettings, check_stages, chec
 from limbeck.recipe.writers import ConversationsConfig, LanguageModelChoice
 
 ROLES = ("teacher", "assessor", "augmentor", "judge")
+UNPLANNED_RATES = ("reduce_lr_on_plateau", "greedy")
+"""TrainingArguments' schedules that depend on more than the step"""
 HOW_SERVERS_ARE_ASKED = ("endpoint", "key_env", "concurrency", "timeout", "retries", "patience", "length_field")
 """Fields of a role that change no answer: a run goes on with the same model elsewhere."""
 
@@ -92,6 +94,9 @@ class TuningConfig(Section):
     pool: Literal["tuning", "cache"] = "tuning"
     """what a tuning learns: D_T, the last round's new instructions, as in the paper; or D_C, all so far, so that what
     is not repeated is not forgotten"""
+    schedule: Literal["each", "whole"] = "each"
+    """the learning rate of `training` rises and falls in each tuning; or it falls over all of them together, each with
+    a warm-up of its own, so that no round sets back a student that learns from nothing"""
     chat: ChatConfig | None = None
     """null: the student's own template"""
     trainable: tuple[str, ...] = ()
@@ -173,7 +178,23 @@ class CoMDRecipe(RunSettings):
         check_benchmarks(self.evaluation.benchmarks, judge=self.judge is not None)
         if self.competition is not None:
             check_training("competition.tuning.training", self.competition.tuning.training)
+            self._check_schedule(self.competition.tuning)
         return self
+
+    def _check_schedule(self, tuning: TuningConfig) -> None:
+        """Raise ValueError where one schedule is wanted over tunings whose length or rate is not known beforehand."""
+        if tuning.schedule == "each":
+            return
+        training = self.training | tuning.training
+        kind = training.get("lr_scheduler_type", "linear")
+        if training.get("max_steps", -1) <= 0:
+            raise ValueError(
+                "competition.tuning.schedule: whole needs training.max_steps, as how many instructions later tunings "
+                "will have is not known"
+            )
+        if self.schedule is not None or kind in UNPLANNED_RATES:
+            own = "the recipe's `schedule`" if self.schedule is not None else f"training.lr_scheduler_type {kind}"
+            raise ValueError(f"competition.tuning.schedule: {own} cannot go on over several tunings; wanted each")
 
     @property
     def all_stages(self) -> tuple[StageSettings, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from limbeck.data.examples import DataError, Skipped
 from limbeck.data.order import BY_LENGTH, EpochSampler
@@ -150,17 +150,37 @@ class StageTrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """The recipe's own schedule where it has one, else TrainingArguments' by name."""
-        if self.schedule is None or self.lr_scheduler is not None:
+        """The recipe's own schedule where it has one, else TrainingArguments' by name, which stages may share."""
+        if self.lr_scheduler is not None or (self.schedule is None and self.stage.part is None):
             return super().create_scheduler(num_training_steps, optimizer)
         schedule, per_epoch, peak = self.schedule, self.steps_per_epoch, self.args.learning_rate
         optimizer = optimizer or self.optimizer
         assert isinstance(optimizer, torch.optim.Optimizer)
-        self.lr_scheduler = LambdaLR(
-            optimizer, lambda step: schedule(step, per_epoch, num_training_steps, peak) / (peak or 1.0)
-        )
+        if schedule is None:
+            factor = self._part_of_schedule(num_training_steps)
+        else:
+            factor = lambda step: schedule(step, per_epoch, num_training_steps, peak) / (peak or 1.0)  # noqa: E731
+        self.lr_scheduler = LambdaLR(optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _part_of_schedule(self, steps: int) -> Callable[[int], float]:
+        """The share of the learning rate at a step of this stage, whose schedule goes on from the stages before it.
+
+        The warm-up is each stage's own, as each begins with an optimizer that has seen no gradient.
+        """
+        assert self.stage.part is not None
+        place, stages = self.stage.part
+        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.args.learning_rate)
+        whole = get_scheduler(
+            self.args.lr_scheduler_type,
+            stand_in,
+            num_warmup_steps=0,
+            num_training_steps=stages * steps,
+            scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
+        )
+        [along], warmup = whole.lr_lambdas, self.args.get_warmup_steps(steps)
+        return lambda step: along(place * steps + step) * (step / warmup if step < warmup else 1.0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log plus every loss term, its gradient share and the method's state, in JSONL always."""
