@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -177,8 +177,9 @@ class StageTrainer(Trainer):
             stand_in,
             num_warmup_steps=0,
             num_training_steps=stages * steps,
-            scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=cast(Any, self.args.lr_scheduler_kwargs),  # a str is read by now
         )
+        assert isinstance(whole, LambdaLR)
         [along], warmup = whole.lr_lambdas, self.args.get_warmup_steps(steps)
         return lambda step: along(place * steps + step) * (step / warmup if step < warmup else 1.0)
 
