@@ -3,7 +3,7 @@
     python benchmarks/quality_comd.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--scale S] [--out FOLDER]
 
 Every row is recipes/comd/laptop.yaml with one thing changed: no competition is as many steps on the first pool alone.
-For a seed all rows share the pre-training, which is not done anew. All are tried by exact truth on scenes whose
+For a seed the rows with pre-training share it: it is not done anew. All are tried by exact truth on scenes whose
 combinations of things were held out of training; the loop never sees it. The same command goes on after a crash.
 """
 
@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from harness import Claim, parser, publish
-from training_runs import Scores, gain, line, numbers, scores, spread, take_over
+from training_runs import Scores, gain, line, numbers, scores, surely, take_over
 
 from limbeck.recipe import load_recipe
 from limbeck.recipe.comd import CoMDRecipe
@@ -101,16 +101,9 @@ def judge(found: Mapping[str, Sequence[Scores]]) -> list[Claim]:
         gain(f"{later} above {earlier}", found[later], found[earlier], "VQA") for earlier, later in pairwise(tunings)
     ]
     ours = found[COMPETITION]
-    claims.append(surely(ours, found[ALONE]))
+    claims.append(surely("competition above no competition", ours, found[ALONE], "VQA"))
     others = [name for name in VARIANTS if name in found and name not in (COMPETITION, ALONE)]
     return claims + [gain(f"competition above {name}", ours, found[name], "VQA") for name in others]
-
-
-def surely(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Claim:
-    """The claim that a competition is worth more than its error."""
-    difference = spread([own["VQA"] - other["VQA"] for own, other in zip(ours, theirs, strict=True)])
-    sure = difference.error is not None and difference.mean > 2 * difference.error
-    return Claim("competition above no competition: VQA", "> 2 standard errors", str(difference), sure)
 
 
 if __name__ == "__main__":

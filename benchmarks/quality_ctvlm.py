@@ -13,13 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from harness import Claim, parser, publish
-from training_runs import Scores, gain, line, numbers, scores, take_over
+from training_runs import Scores, gain, line, numbers, scores, surely, take_over
 
 from limbeck.recipe import load_recipe
 from limbeck.run import run_recipe
@@ -170,15 +168,6 @@ def judge(found: Mapping[str, Mapping[str, Sequence[Scores]]]) -> list[Claim]:
         if better in found[role] and worse in found[role]:
             claims += [gain(title, found[role][better], found[role][worse], metric) for metric in METRICS]
     return claims
-
-
-def surely(name: str, ours: Sequence[Scores], theirs: Sequence[Scores], metric: str) -> Claim:
-    """The claim that runs beat others by more than two standard errors of the seeds' differences."""
-    differences = [own[metric] - other[metric] for own, other in zip(ours, theirs, strict=True)]
-    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
-    measured = f"{mean(differences):+.2f}" + (", one seed" if error is None else f", standard error {error:.2f}")
-    holds = error is not None and mean(differences) > 2 * error
-    return Claim(f"{name}: {metric}", "more than 2 standard errors", measured, holds)
 
 
 if __name__ == "__main__":

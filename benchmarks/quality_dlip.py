@@ -4,10 +4,10 @@
                                       [--batch-size N] [--scenes N] [--out FOLDER]
 
 The recipes are the quickstart's own: the same data, order, first weights and steps, with the teacher's terms and
-without, each student at the learning rates that suit it; the steps are 2,000, not 1,250. Everything is measured on
+without, each student at the settings that suit it; the steps are 2,000, not 1,250. Everything is measured on
 scenes whose combinations of things were held out of training: four times as many as the quickstart's, so that chance
-says less, and others, which no setting was chosen by. Of so many scenes a third of the captions belong to several word
-for word, and are right for each of them. The same command goes on after a crash.
+says less, and others, which no setting was chosen by. Among so many scenes a caption often belongs to several, word for
+word, and is right for each of them. The same command goes on after a crash.
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ from typing import Any
 
 import yaml
 from harness import Claim, parser, publish
-from quality_ctvlm import surely
 from quality_photos import find_photos
-from training_runs import Scores, line, numbers, take_over
+from training_runs import Scores, line, numbers, surely, take_over
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.recipe import load_recipe

@@ -64,7 +64,8 @@ def take_over(origin: Path, folder: Path, stages: Sequence[str]) -> None:
         target = folder / "stages" / stage
         if not target.exists():
             draft = target.with_name(f".{stage}")
-            shutil.copytree(origin / "stages" / stage, draft, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+            left_out = shutil.ignore_patterns("checkpoint-*", "runs")
+            shutil.copytree(origin / "stages" / stage, draft, ignore=left_out, dirs_exist_ok=True)
             draft.rename(target)
 
 
@@ -123,6 +124,15 @@ def gain(name: str, ours: Sequence[Scores], theirs: Sequence[Scores], metric: st
     sure = confidence(differences)
     certainty = "one seed" if sure is None else f"confidence {sure:.0%}"
     return Claim(f"{name}: {metric}", "above 0", f"{mean(differences):+.2f}, {certainty}", mean(differences) > 0)
+
+
+def surely(name: str, ours: Sequence[Scores], theirs: Sequence[Scores], metric: str) -> Claim:
+    """The claim that runs beat others by more than two standard errors of the seeds' differences."""
+    differences = [own[metric] - other[metric] for own, other in zip(ours, theirs, strict=True)]
+    error = stdev(differences) / sqrt(len(differences)) if len(differences) > 1 else None
+    measured = f"{mean(differences):+.2f}" + (", one seed" if error is None else f", standard error {error:.2f}")
+    holds = error is not None and mean(differences) > 2 * error
+    return Claim(f"{name}: {metric}", "more than 2 standard errors", measured, holds)
 
 
 def numbers(model: str, seeds: Sequence[Scores], metrics: Sequence[str] | None = None) -> dict[str, str | float | int]:

@@ -134,7 +134,7 @@ def test_a_stage_of_a_shared_schedule_warms_up_by_itself(tmp_path):
         stage=SimpleNamespace(part=(1, 2)),
         args=TrainingArguments(str(tmp_path), lr_scheduler_type="linear", warmup_steps=2, use_cpu=True),
     )
-    factor = StageTrainer._part_of_schedule(cast(Any, trainer), 4)
+    factor = StageTrainer._share_by_part(cast(Any, trainer), 4)
     assert [factor(step) for step in range(5)] == [0, 0.5 * 3 / 8, 2 / 8, 1 / 8, 0]
 
 

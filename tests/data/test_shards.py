@@ -165,8 +165,12 @@ def test_examples_are_chosen_by_their_numbers(tmp_path, readings):
     assert readings == ["s.tar"], "other bounds need no other index"
     assert len(chosen().examples) == 5
     assert len(readings) == 2
+    chosen(least={"similarity": 0.3, "width": 300})
+    assert len(readings) == 2, "each has a file of its own"
     with pytest.raises(DataError, match=r"no member pair like key\.jpg and key\.txt with at least \{'width': 301\.0\}"):
         chosen(least={"width": 301})
+    with pytest.raises(DataError, match=r"s\.tar:1: no field 'similarty'; it has similarity, width, caption"):
+        chosen(least={"similarty": 0.3})
 
 
 def test_an_example_takes_little_memory(tmp_path):

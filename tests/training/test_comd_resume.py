@@ -38,11 +38,11 @@ KILLS = [
 """A phase, and its result or step at which the process is killed."""
 LAPTOP_KILLS = [
     ("pretrain", 300),
-    ("teacher answers", 450),
+    ("teacher answers", 900),
     ("tune-1", 150),
-    ("student answers", 500),
-    ("Assessment", 1000),
-    ("Augmentation", 250),
+    ("student answers", 1000),
+    ("Assessment", 2000),
+    ("Augmentation", 500),
     ("closing", 1),
     ("tune-2", 250),
 ]

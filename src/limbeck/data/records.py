@@ -126,9 +126,14 @@ def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     return value
 
 
+def number(record: Any, name: str) -> int | float:
+    """A record's number. Raises BrokenRecord where it has none in that field."""
+    return field(record, name, (int, float))
+
+
 def is_enough(record: Any, least: Least) -> bool:
     """Whether the record has at least these numbers. Raises BrokenRecord where it has none in a field."""
-    return all(field(record, name, (int, float)) >= number for name, number in least.items())
+    return all(number(record, name) >= bound for name, bound in least.items())
 
 
 def captions_of(record: Any, name: str | None = None) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from limbeck.data.encoding import Ragged
 from limbeck.data.examples import ArchiveImage, DataError, Example
-from limbeck.data.records import EXAMPLE_FIELDS, BrokenRecord, example_of, kind_of
+from limbeck.data.records import EXAMPLE_FIELDS, BrokenRecord, example_of, kind_of, number
 
 log = logging.getLogger(__name__)
 
@@ -52,29 +52,22 @@ class ShardIndex:
     names: Ragged
     """uint8, by example: the name of the picture's member"""
     records: Ragged
-    """uint8, by example: a JSON object of EXAMPLE_FIELDS and of whatever else was asked for"""
+    """uint8, by example: a JSON object of EXAMPLE_FIELDS and of the numbers that were asked for"""
     broken: tuple[Broken, ...]
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def key(self, row: int) -> str:
-        """The key of the example at 0 <= row < len."""
-        return _key(self._member(row))
-
     def record(self, row: int) -> dict[str, Any]:
-        """What was kept of its record."""
+        """What was kept of the record at 0 <= row < len."""
         return json.loads(self.records[row].tobytes())
 
     def example(self, row: int, shard: Path, name: str) -> Example:
-        """The example of this shard, whose id begins with the shard's `name`."""
-        member = self._member(row)
+        """The example at 0 <= row < len of this shard, whose id begins with the shard's `name`."""
+        member = self.names[row].tobytes().decode("utf-8", "surrogateescape")
         offset, size = map(int, self.places[row])
         image = ArchiveImage(str(shard), member, offset, size)
         return example_of(self.record(row), f"{name}:{_key(member)}", image)
-
-    def _member(self, row: int) -> str:
-        return self.names[row].tobytes().decode("utf-8", "surrogateescape")
 
 
 class IndexFiles:
@@ -86,19 +79,20 @@ class IndexFiles:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def index(self, shard: Path, fields: Sequence[str] = ()) -> ShardIndex:
-        """The shard's index, from its file where there is one of these `fields` and the shard is unchanged.
+    def index(self, shard: Path, numbers: Sequence[str] = ()) -> ShardIndex:
+        """The shard's index with these `numbers`, from its file where there is one and the shard is unchanged.
 
         Raises DataError.
         """
         if self._folder is None:
-            return read_shard(shard, fields)
+            return read_shard(shard, numbers)
         path, found = str(shard.resolve()), shard.stat()
-        stamp = json.dumps([_VERSION, path, found.st_size, found.st_mtime_ns, *fields]).encode()
-        file = self._folder / f"{blake2b(os.fsencode(path), digest_size=16).hexdigest()}.npz"
+        stamp = json.dumps([_VERSION, path, found.st_size, found.st_mtime_ns, *numbers]).encode()
+        name = os.fsencode("\0".join((path, *numbers)))
+        file = self._folder / f"{blake2b(name, digest_size=16).hexdigest()}.npz"
         index = _stored(file, stamp)
         if index is None:
-            index = read_shard(shard, fields)
+            index = read_shard(shard, numbers)
             try:
                 _store(file, stamp, index)
             except OSError as error:
@@ -113,8 +107,11 @@ def index_folder() -> Path:
     return Path(os.environ.get("LIMBECK_CACHE") or os.path.join(users, "limbeck")) / "shards"
 
 
-def read_shard(shard: Path, fields: Sequence[str] = ()) -> ShardIndex:
-    """Go through a shard; of records, `fields` are kept too. Raises DataError where it is no uncompressed tar file."""
+def read_shard(shard: Path, numbers: Sequence[str] = ()) -> ShardIndex:
+    """Go through a shard, whose records must have these `numbers`, which are kept.
+
+    Raises DataError where it is no uncompressed tar file.
+    """
     places, names, records = [], [], []
     samples, damage = _samples(shard)
     broken = [Broken(None, damage, 0)] if damage else []
@@ -122,12 +119,13 @@ def read_shard(shard: Path, fields: Sequence[str] = ()) -> ShardIndex:
         try:
             image, record = _checked(sample)
             example_of(record, key, image)
+            kept = {name: record[name] for name in EXAMPLE_FIELDS if name in record}
+            kept |= {name: number(record, name) for name in numbers}
         except BrokenRecord as error:
             broken.append(Broken(key, str(error), len(places)))
             continue
         places.append((image.offset, image.size))
         names.append(image.member.encode("utf-8", "surrogateescape"))
-        kept = {name: record[name] for name in (*EXAMPLE_FIELDS, *fields) if name in record}
         records.append(json.dumps(kept, separators=(",", ":")).encode())
     where = _small(np.asarray(places, np.int64).reshape(-1, 2))
     return ShardIndex(where, _ragged(names), _ragged(records), tuple(broken))

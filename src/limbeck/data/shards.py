@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from limbeck.data.examples import DataError, Example, Examples, Skipped, Source, check_skipped
-from limbeck.data.records import BrokenRecord, FilesConfig, Least, existing_file, is_enough
+from limbeck.data.records import FilesConfig, Least, existing_file, is_enough
 from limbeck.data.shard_index import IndexFiles, ShardIndex
 
 
@@ -37,10 +37,15 @@ def load_webdataset(config: WebDatasetConfig, base: Path, indexes: Path | None =
     for name in expand_braces(config.shards):
         path = existing_file(base, name, "source webdataset, field shards")
         index = files.index(path, sorted(config.least))
-        rows, broken = _chosen(index, config.least, None if config.limit is None else config.limit - count)
+        rows = _chosen(index, config.least, len(index) if config.limit is None else config.limit - count)
         shards.append(_Shard(name, path, index, rows))
-        skipped += [Skipped(str(path) if key is None else f"{path}:{key}", reason) for key, reason in broken]
         count += len(rows)
+        last = rows[-1] if count == config.limit else len(index)
+        skipped += [
+            Skipped(str(path) if entry.key is None else f"{path}:{entry.key}", entry.reason)
+            for entry in index.broken
+            if entry.before <= last
+        ]
         if count == config.limit:
             break
     check_skipped(skipped, count + len(skipped), config.max_skipped, config.shards)
@@ -50,26 +55,12 @@ def load_webdataset(config: WebDatasetConfig, base: Path, indexes: Path | None =
     return Source(name=config.shards, examples=_Shards(shards), skipped=tuple(skipped))
 
 
-def _chosen(
-    index: ShardIndex, least: Least, limit: int | None
-) -> tuple[range | np.ndarray, list[tuple[str | None, str]]]:
-    """The first `limit` rows with enough in them, and key and reason of what is broken before the last of them."""
+def _chosen(index: ShardIndex, least: Least, most: int) -> range | np.ndarray:
+    """The first rows with enough in them, `most` of them at most."""
     if not least:
-        rows = range(len(index) if limit is None else min(len(index), limit))
-        end = len(index) if limit is None or len(index) < limit else limit - 1
-        return rows, [(entry.key, entry.reason) for entry in index.broken if entry.before <= end]
-    chosen, broken, end = [], [], len(index)
-    for row in range(len(index)):
-        try:
-            if is_enough(index.record(row), least):
-                chosen.append(row)
-        except BrokenRecord as error:
-            broken.append((index.key(row), str(error)))
-        if len(chosen) == limit:
-            end = row
-            break
-    broken += [(entry.key, entry.reason) for entry in index.broken if entry.before <= end]
-    return np.asarray(chosen, np.int64), broken
+        return range(min(len(index), most))
+    enough = (row for row in range(len(index)) if is_enough(index.record(row), least))
+    return np.fromiter(islice(enough, most), np.int64)
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,10 @@ class TuningConfig(Section):
     """How the student is tuned on each round's answers."""
 
     pool: Literal["tuning", "cache"] = "tuning"
-    """what a tuning learns: D_T, the last round's new instructions, as in the paper; or D_C, all so far, so that what
-    is not repeated is not forgotten"""
+    """what a tuning learns: D_T, the last round's new instructions, as in the paper; or D_C, all so far"""
     schedule: Literal["each", "whole"] = "each"
     """the learning rate of `training` rises and falls in each tuning; or it falls over all of them together, each with
-    a warm-up of its own, so that no round sets back a student that learns from nothing"""
+    a warm-up of its own"""
     chat: ChatConfig | None = None
     """null: the student's own template"""
     trainable: tuple[str, ...] = ()

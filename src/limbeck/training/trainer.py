@@ -153,19 +153,21 @@ class StageTrainer(Trainer):
         """The recipe's own schedule where it has one, else TrainingArguments' by name, which stages may share."""
         if self.lr_scheduler is not None or (self.schedule is None and self.stage.part is None):
             return super().create_scheduler(num_training_steps, optimizer)
-        schedule, per_epoch, peak = self.schedule, self.steps_per_epoch, self.args.learning_rate
         optimizer = optimizer or self.optimizer
         assert isinstance(optimizer, torch.optim.Optimizer)
-        if schedule is None:
-            factor = self._part_of_schedule(num_training_steps)
-        else:
-            factor = lambda step: schedule(step, per_epoch, num_training_steps, peak) / (peak or 1.0)  # noqa: E731
-        self.lr_scheduler = LambdaLR(optimizer, factor)
+        share = self._share_by_recipe if self.schedule is not None else self._share_by_part
+        self.lr_scheduler = LambdaLR(optimizer, share(num_training_steps))
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _part_of_schedule(self, steps: int) -> Callable[[int], float]:
-        """The share of the learning rate at a step of this stage, whose schedule goes on from the stages before it.
+    def _share_by_recipe(self, steps: int) -> Callable[[int], float]:
+        """The share of the learning rate at a step of this stage, by the recipe's own schedule."""
+        assert self.schedule is not None
+        schedule, per_epoch, peak = self.schedule, self.steps_per_epoch, self.args.learning_rate
+        return lambda step: schedule(step, per_epoch, steps, peak) / (peak or 1.0)
+
+    def _share_by_part(self, steps: int) -> Callable[[int], float]:
+        """The same by TrainingArguments' schedule over several stages, which goes on from those before this one.
 
         The warm-up is each stage's own, as each begins with an optimizer that has seen no gradient.
         """
