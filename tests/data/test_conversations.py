@@ -320,6 +320,9 @@ def test_dialogues_ask_everything_about_one_picture(load, examples):
     short = load({"source": "dialogue", "of": examples, "exchanges": 1, "describe": False}).conversations[0]
     assert len(short.exchanges) == 1
     assert short.exchanges[0][0].endswith(SHORT_ANSWER)
+    whole = load({"source": "dialogue", "of": examples, "describe": "all"}).conversations[0]
+    assert whole.exchanges[0][1] in ("a dog. two dogs", "two dogs. a dog")
+    assert whole.exchanges[1:] == first.exchanges[1:]
 
 
 def test_the_built_in_scenes_make_all_three_kinds(load):

@@ -77,8 +77,9 @@ class DialogueConfig(Section):
     """most questions and requests of one conversation"""
     short_answer: str = SHORT_ANSWER
     """stands after the first question, as in LLaVA's data"""
-    describe: bool = True
-    """begin with a request for a description, where the picture has a caption"""
+    describe: bool | Literal["all"] = True
+    """begin with a request for a description, where the picture has a caption: the answer is one of them, or with `all`
+    every one in an order of chance"""
     requests: Texts = BRIEF
 
 
@@ -172,7 +173,9 @@ class _Dialogue:
         if asked:
             asked[0] = (asked[0][0] + config.short_answer, asked[0][1])
         if config.describe and example.captions:
-            asked.insert(0, (rng.choice(config.requests), rng.choice(example.captions)))
+            request = rng.choice(config.requests)
+            captions = rng.sample(example.captions, len(example.captions) if config.describe == "all" else 1)
+            asked.insert(0, (request, ". ".join(captions)))
         return [[_asked(example, example.id, asked[: config.exchanges])]] if asked else []
 
 
