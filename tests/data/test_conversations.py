@@ -325,6 +325,19 @@ def test_dialogues_ask_everything_about_one_picture(load, examples):
     assert whole.exchanges[1:] == first.exchanges[1:]
 
 
+def test_captions_of_one_description_are_sentences(load, tmp_path):
+    """As Flickr8k writes them, and one that says nothing."""
+    captions = ["A dog runs .", " ", "A dog"]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"image": "a.jpg", "captions": captions}) + "\n")
+    of = {"source": "jsonl", "path": "p.jsonl"}
+    told = {
+        kind: load({"source": "dialogue", "of": of, "describe": kind}).conversations[0].exchanges[0][1]
+        for kind in ("all", True)
+    }
+    assert told["all"] in ("A dog runs. A dog", "A dog. A dog runs")
+    assert told[True] in ("A dog runs .", "A dog")
+
+
 def test_the_built_in_scenes_make_all_three_kinds(load):
     of = {"source": "builtin:scenes", "count": 20, "questions": 3, "size": 32}
     sizes = {kind: len(load({"source": kind, "of": of}).conversations) for kind in ("captions", "dialogue")}

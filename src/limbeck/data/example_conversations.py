@@ -172,11 +172,16 @@ class _Dialogue:
         rng.shuffle(asked)
         if asked:
             asked[0] = (asked[0][0] + config.short_answer, asked[0][1])
-        if config.describe and example.captions:
-            request = rng.choice(config.requests)
-            captions = rng.sample(example.captions, len(example.captions) if config.describe == "all" else 1)
-            asked.insert(0, (request, ". ".join(captions)))
+        captions = [caption for caption in example.captions if caption.strip()]
+        if config.describe and captions:
+            request, told = rng.choice(config.requests), rng.sample(captions, len(captions))
+            asked.insert(0, (request, _sentences(told) if config.describe == "all" else told[0]))
         return [[_asked(example, example.id, asked[: config.exchanges])]] if asked else []
+
+
+def _sentences(captions: Sequence[str]) -> str:
+    """Captions one after the other, whether or not they end with full stops."""
+    return ". ".join(caption.rstrip(" .") for caption in captions)
 
 
 def _descriptions(example: Example, requests: tuple[str, ...]) -> list[Conversation]:
