@@ -179,6 +179,20 @@ def test_a_changed_recipe_is_refused_in_the_same_folder(finished, override, fiel
     assert files_of(finished.with_name("run")) == before
 
 
+def test_a_finished_run_can_be_asked_other_things(eye, finished, tmp_path):
+    shutil.copytree(finished.with_name("run"), tmp_path / "run")
+    weights = files_of(tmp_path / "run" / "student")
+    asked = {**EVALUATION["benchmarks"][0], "short_answer": " Say it."}
+    changes = [f"output={tmp_path / 'run'}", f"evaluation.benchmarks={json.dumps([asked])}"]
+    for _ in range(2):
+        run_recipe(load_recipe(str(finished), changes))
+        for folder in (tmp_path / "run", tmp_path / "run" / "tiny"):
+            rows = [json.loads(line) for line in (folder / "evaluation" / "vqa.jsonl").read_text().splitlines()]
+            assert all(row["prompt"].endswith(" Say it.") for row in rows)
+            assert json.loads((folder / "evaluation" / "summary.json").read_text()).keys() == {"vqa"}
+    assert files_of(tmp_path / "run" / "student") == weights
+
+
 @pytest.mark.parametrize(
     "setting",
     ["evaluation.answering.batch_size=3", "evaluation.answering.workers=1", "evaluation.answering.max_skipped=0.5"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -111,6 +111,10 @@ class CTVLMEvaluationConfig(Section):
 class CTVLMRecipe(RunSettings):
     """Everything that a CTVLM run does."""
 
+    changeable: ClassVar[tuple[str, ...]] = (
+        *RunSettings.changeable,
+        "evaluation.*",  # both models are kept: they can be asked other things
+    )
     method: Literal["ctvlm"]
     duet: DuetChoice
     tokenizer: DecoderTokenizerConfig

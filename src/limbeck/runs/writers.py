@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
+from typing import Any
 
 from limbeck.competition.asking import Asker
 from limbeck.distributed import device_here
@@ -19,6 +21,8 @@ from limbeck.writing import write_text
 
 SPEED = {"answering": {"batch_size", "workers", "max_skipped"}}
 """Settings of the evaluation that change no result."""
+ASKED = Path("evaluation") / "asked.json"
+"""What the scores beside it are of; written when all are there."""
 
 
 def evaluate_saved(out: Path, saved: Path, recipe: CTVLMRecipe | CoMDRecipe, judge: Asker | None = None) -> None:
@@ -30,8 +34,7 @@ def evaluate_saved(out: Path, saved: Path, recipe: CTVLMRecipe | CoMDRecipe, jud
     about = {
         "model": model.fingerprint(),
         "recipe": {
-            "evaluation": recipe.evaluation.model_dump(mode="json", exclude=SPEED),
-            "root": recipe.data.root,
+            **_asked(recipe),
             "profile": [recipe.profile_batch_size, recipe.profile_words],
         },
         "judge": None if judge is None else judge.fingerprint,
@@ -47,10 +50,11 @@ def examine(
     judge: Asker | None = None,
 ) -> None:
     """Try a model on the recipe's benchmarks, measure it, and keep pictures. What is there already stays, and the model
-    is opened only where something is missing."""
+    is opened only where something is missing. Of other benchmarks than before, answers to the same prompts stay."""
     opened = cache(open_model)
     if not is_evaluated(out, recipe):
         evaluate(out, opened(), recipe, judge)
+        rmtree(out / "gallery", ignore_errors=True)
     if not (out / "profile.json").exists():
         profile = profile_generative(opened(), batch_size=recipe.profile_batch_size, words=recipe.profile_words)
         write_text(out / "profile.json", json.dumps(profile.to_json(), indent=2))
@@ -60,16 +64,25 @@ def examine(
 
 
 def evaluate(out: Path, model: GenerativeModel, recipe: CTVLMRecipe | CoMDRecipe, judge: Asker | None = None) -> None:
-    """Try a model on the recipe's benchmarks; rows that are there already stay."""
-    config, base = recipe.evaluation, Path(recipe.data.root)
+    """Try a model on the recipe's benchmarks, and keep what was asked; rows that are there already stay."""
+    config, base, asked = recipe.evaluation, Path(recipe.data.root), out / ASKED
+    asked.unlink(missing_ok=True)
     evaluate_generative(model, config.benchmarks, out, base=base, answering=config.answering, judge=judge)
+    write_text(asked, json.dumps(_asked(recipe), indent=2))
 
 
 def is_evaluated(out: Path, recipe: CTVLMRecipe | CoMDRecipe) -> bool:
-    """Whether a folder has a summary of every benchmark of the recipe."""
-    summary = out / "evaluation" / "summary.json"
-    names = {benchmark.name or benchmark.benchmark for benchmark in recipe.evaluation.benchmarks}
-    return names <= set(json.loads(summary.read_text()) if summary.exists() else ())
+    """Whether a folder holds the scores of the recipe's benchmarks, asked as the recipe asks them."""
+    if not recipe.evaluation.benchmarks:
+        return True
+    asked = out / ASKED
+    return asked.exists() and json.loads(asked.read_text(encoding="utf-8")) == _asked(recipe)
+
+
+def _asked(recipe: CTVLMRecipe | CoMDRecipe) -> dict[str, Any]:
+    """What scores depend on besides the model."""
+    evaluation = recipe.evaluation.model_dump(mode="json", include={"benchmarks", "answering"}, exclude=SPEED)
+    return {"evaluation": evaluation, "root": recipe.data.root}
 
 
 def open_saved(folder: Path) -> GenerativeModel:

@@ -274,7 +274,17 @@ def test_examining_a_model_leaves_all_that_the_page_needs(models, profiles, tmp_
     summary = out / "evaluation" / "summary.json"
     whole = json.loads(summary.read_text())
     summary.write_text(json.dumps({"vqa": whole["vqa"]}))
+    (out / "evaluation" / "asked.json").unlink()
     (out / "profile.json").write_text("{}")
     examine(out, lambda: open_saved(tmp_path / "model"), recipe)
     assert json.loads(summary.read_text()) == whole, "what a kill between two benchmarks has left out is done"
     assert (out / "profile.json").read_text() == "{}", "what is there stays"
+
+    answers = out / "evaluation" / "vqa.jsonl"
+    before = [json.loads(line)["answered_by"] for line in answers.read_text().splitlines()]
+    longer = [benchmarks[0], {**benchmarks[1], "short_answer": " In a word."}]
+    other = json.loads(recipe.model_dump_json()) | {"evaluation": {"benchmarks": longer}}
+    examine(out, lambda: open_saved(tmp_path / "model"), CTVLMRecipe.model_validate_json(json.dumps(other)))
+    prompts = [json.loads(line)["prompt"] for line in (out / "evaluation" / "again.jsonl").read_text().splitlines()]
+    assert all(prompt.endswith(" In a word.") for prompt in prompts), "a benchmark asked otherwise is asked anew"
+    assert [json.loads(line)["answered_by"] for line in answers.read_text().splitlines()] == before
