@@ -2,9 +2,10 @@
 
     python benchmarks/quality_comd.py [--smoke] [--json FILE] [--write-docs] [--seeds N] [--scale S] [--out FOLDER]
 
-Every row is recipes/comd/laptop.yaml with one thing changed: no competition is as many steps on the first pool alone.
-For a seed the rows with pre-training share it: it is not done anew. All are tried by exact truth on scenes whose
-combinations of things were held out of training; the loop never sees it. The same command goes on after a crash.
+Every row is recipes/comd/laptop.yaml with one thing changed: no competition is one tuning on the first pool alone, with
+as many steps as all tunings of the competition, its learning rate rising and falling once. For a seed the rows with
+pre-training share it: it is not done anew. All are tried by exact truth on scenes whose combinations of things were
+held out of training; the loop never sees it. The same command goes on after a crash.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "tau 1": ("competition.tau=1.0",),
     "without pre-training": ("stages=[]",),
 }
-"""What each changes; without a competition the one tuning has the steps of all"""
+"""What each changes; without a competition the one tuning has the steps of all (`steps_of`)"""
 TRIED = 1000
 """Held-out scenes, four questions each: more than the recipe's, so that chance says less"""
 FIGURE_4 = "Figure 4: after each tuning"
@@ -71,27 +72,29 @@ def run(out: Path, name: str, seed: int, scale: float, smoke: bool) -> Path:
     """Hold one competition, or go on with it."""
     recipe = load_recipe(RECIPE, VARIANTS[name])
     assert isinstance(recipe, CoMDRecipe)
-    competition = recipe.competition
-    assert competition is not None
-    rounds = load_recipe(RECIPE)
-    assert isinstance(rounds, CoMDRecipe)
-    steps = competition.tuning.training["max_steps"] * (rounds.tunings if competition.tunings == 1 else 1)
-    scenes = json.loads(competition.model_dump_json())["data"][0]["of"]["count"]
-    folder = out / name.replace(" ", "_")
+    assert recipe.competition is not None
+    [pool] = recipe.competition.model_dump(mode="json")["data"]
+    folder, held = out / name.replace(" ", "_"), out / COMPETITION
     changes = [*VARIANTS[name], f"seed={seed}", f"output={folder}"]
     changes += [
-        f"competition.tuning.training.max_steps={max(1, round(scale * steps))}",
-        f"competition.data.0.of.count={max(8, round(scale * scenes))}",
+        f"competition.data.0.of.count={max(8, round(scale * pool['of']['count']))}",
         f"evaluation.benchmarks.0.data.count={TRIED}",
     ]
+    if name == ALONE:
+        changes.append(f"competition.tuning.training.max_steps={steps_of(held)}")
     if recipe.stages and name != COMPETITION:
-        take_over(out / COMPETITION, folder, [stage.name for stage in recipe.stages])
+        take_over(held, folder, [stage.name for stage in recipe.stages])
     for index, stage in enumerate(recipe.stages):
         changes.append(f"stages.{index}.training.max_steps={max(1, round(scale * stage.training['max_steps']))}")
     if smoke:
         changes += ["competition.tau=0.0", "evaluation.benchmarks.0.data.count=8", "stages.0.data.0.of.count=64"]
     run_recipe(load_recipe(RECIPE, changes))
     return folder
+
+
+def steps_of(folder: Path) -> int:
+    """The steps of all tunings of a run."""
+    return sum(json.loads(file.read_text())["steps"] for file in (folder / "stages").glob("tune-*/finished.json"))
 
 
 def judge(found: Mapping[str, Sequence[Scores]]) -> list[Claim]:

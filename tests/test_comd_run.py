@@ -117,6 +117,21 @@ def test_a_tuning_on_the_cache_pool_learns_everything_so_far(eye, teacher, tmp_p
     assert planned[1].conversations == planned[0].conversations, "a dialogue a picture"
 
 
+def test_instructions_can_stand_by_themselves(eye, teacher, tmp_path):
+    steps = {}
+    for turns in ("multi", "single"):
+        training = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 1}
+        tuning = {"tunings": 1, "tuning": {"turns": turns, "chat": CHAT, "training": training}}
+        recipe = load_recipe(str(competition_recipe(tmp_path / turns, eye, teacher, competition=tuning)))
+        folder = run_recipe(recipe)
+        lines = [json.loads(line) for line in (folder / "rounds" / "1" / "data.jsonl").read_text().splitlines()]
+        steps[turns] = json.loads((folder / "stages" / "tune-1" / "finished.json").read_text())["steps"]
+        planned = plan_of(cast(CoMDRecipe, recipe)).tunings[0]
+        assert steps[turns] == (len(lines) if turns == "single" else len({line["image"] for line in lines}))
+        assert (planned.conversations == planned.instructions) == (turns == "single")
+    assert steps["multi"] < steps["single"]
+
+
 def test_tunings_can_share_one_schedule(eye, teacher, tmp_path):
     rates: dict[str, list[float]] = {}
     for schedule, tunings, steps in (("whole", 2, 4), ("each", 1, 8)):

@@ -38,13 +38,13 @@ KILLS = [
 """A phase, and its result or step at which the process is killed."""
 LAPTOP_KILLS = [
     ("pretrain", 300),
-    ("teacher answers", 900),
-    ("tune-1", 150),
-    ("student answers", 1000),
-    ("Assessment", 2000),
-    ("Augmentation", 500),
+    ("teacher answers", 500),
+    ("tune-1", 60),
+    ("student answers", 400),
+    ("Assessment", 900),
+    ("Augmentation", 200),
     ("closing", 1),
-    ("tune-2", 250),
+    ("tune-2", 120),
 ]
 PROCESSES = 2
 TUNING = {"tuning": {"chat": CHAT, "schedule": "whole", "training": {"max_steps": 4}}}

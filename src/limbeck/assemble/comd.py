@@ -206,8 +206,11 @@ def build_method(recipe: CoMDRecipe, student: Student) -> CoMD:
 
 
 def fits(recipe: CoMDRecipe, student: Student) -> Fits:
-    """Whether a conversation as tunings write it has at most `max_length` tokens, its picture as large as may be."""
+    """Whether a conversation of several turns, as tunings write it, has at most `max_length` tokens, its picture as
+    large as may be; none fits where turns are to stand by themselves."""
     assert recipe.competition is not None
+    if recipe.competition.tuning.turns == "single":
+        return lambda conversation: False
     chat = student.chat(recipe.competition.tuning.chat)
     _, most = picture_tokens(student.processor, chat.ids.image)
 

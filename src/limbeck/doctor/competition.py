@@ -251,7 +251,8 @@ def _tuning(number: int, size: int, spread: Spread, recipe: CoMDRecipe, lengths:
     assert recipe.competition is not None
     settings = recipe.training | recipe.competition.tuning.training
     whole = number == 1 or recipe.competition.tuning.pool == "cache"
-    conversations = spread.conversations(size, whole=whole)
+    single = recipe.competition.tuning.turns == "single"
+    conversations = size if single else spread.conversations(size, whole=whole)
     tokens = size * (lengths.instruction + lengths.answer) + conversations * PICTURE
     return Tuning(
         number=number,

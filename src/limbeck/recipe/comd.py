@@ -93,6 +93,9 @@ class TuningConfig(Section):
 
     pool: Literal["tuning", "cache"] = "tuning"
     """what a tuning learns: D_T, the last round's new instructions, as in the paper; or D_C, all so far"""
+    turns: Literal["multi", "single"] = "multi"
+    """all about a picture as one conversation, as in the paper; or every instruction by itself. In a conversation a new
+    instruction may only say an earlier one again: a small student learns to copy its answer there, not to look"""
     schedule: Literal["each", "whole"] = "each"
     """the learning rate of `training` rises and falls in each tuning; or it falls over all of them together, each with
     a warm-up of its own"""
