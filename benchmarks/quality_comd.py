@@ -42,7 +42,9 @@ TABLES = "Tables 4 and 5, and no competition"
 def main() -> None:
     options = parser(__doc__, timed=False)
     options.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
-    options.add_argument("--scale", type=float, default=1.0, help="of the recipe's steps and scenes (default 1)")
+    options.add_argument(
+        "--scale", type=float, default=1.0, help="of the recipe's scenes and steps of pre-training (default 1)"
+    )
     options.add_argument("--out", type=Path, default=Path("runs/quality_comd"), help="where the runs go")
     args = options.parse_args()
     out: Path = args.out
@@ -64,7 +66,7 @@ def main() -> None:
         title = TABLES if name in VARIANTS else FIGURE_4
         rows.append({"table": title, **numbers(name, seeds, METRICS)})
         table.append({"table": title, **line(name, seeds, METRICS)})
-    note = f"Mean ± standard error; steps and scenes: {args.scale:g} times those of {RECIPE}.yaml."
+    note = f"Mean ± standard error; scenes and steps of pre-training: {args.scale:g} times those of {RECIPE}.yaml."
     publish("quality_comd", rows, judge(found), args, table=table, note=note)
 
 
