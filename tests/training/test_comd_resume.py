@@ -176,7 +176,7 @@ def test_killed_in_every_phase_it_ends_with_the_same_pool_and_student(parts, who
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_the_laptop_competition_survives_a_kill_in_every_phase(tmp_path):
-    """The shipped recipe at its own size, beside an uninterrupted one; about 17 minutes on two cores."""
+    """The shipped recipe at its own size, beside an uninterrupted one; 8 to 9 minutes on two cores."""
     recipes = {name: tmp_path / name / "recipe.yaml" for name in ("whole", "killed")}
     for path in recipes.values():
         path.parent.mkdir()
