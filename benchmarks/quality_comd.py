@@ -57,8 +57,8 @@ def main() -> None:
             print(f"seed {seed}, {name}", flush=True)
             folder = run(out / f"seed{seed}", name, seed, args.scale, args.smoke)
             if name == COMPETITION:
-                for place in sorted((folder / "rounds").iterdir(), key=lambda path: int(path.name)):
-                    found.setdefault(f"tuning {place.name}", []).append(scores(place))
+                for number, place in enumerate(tried(folder), start=1):
+                    found.setdefault(f"tuning {number}", []).append(scores(place))
                 found.setdefault("teacher", []).append(scores(folder / "teacher"))
             found.setdefault(name, []).append(scores(folder))
     rows, table = [], []
@@ -92,6 +92,15 @@ def run(out: Path, name: str, seed: int, scale: float, smoke: bool) -> Path:
         changes += ["competition.tau=0.0", "evaluation.benchmarks.0.data.count=8", "stages.0.data.0.of.count=64"]
     run_recipe(load_recipe(RECIPE, changes))
     return folder
+
+
+def tried(folder: Path) -> list[Path]:
+    """Where the student's scores after each tuning are. After a round that wrote nothing the last student stays."""
+    recipe = load_recipe(RECIPE)
+    assert isinstance(recipe, CoMDRecipe)
+    places = [folder / "rounds" / str(number) for number in range(1, recipe.tunings + 1)]
+    held = [place for place in places if (place / "evaluation" / "summary.json").is_file()]
+    return held + held[-1:] * (len(places) - len(held))
 
 
 def steps_of(folder: Path) -> int:

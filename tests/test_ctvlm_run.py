@@ -191,6 +191,8 @@ def test_a_finished_run_can_be_asked_other_things(eye, finished, tmp_path):
             assert all(row["prompt"].endswith(" Say it.") for row in rows)
             assert json.loads((folder / "evaluation" / "summary.json").read_text()).keys() == {"vqa"}
     assert files_of(tmp_path / "run" / "student") == weights
+    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert [each["short_answer"] for each in written["evaluation"]["benchmarks"]] == [" Say it."]
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ from limbeck.evaluation.generative.benchmarks import load_benchmark
 from limbeck.models.duet import Duet
 from limbeck.models.duet_processor import make_processor
 from limbeck.recipe.ctvlm import CTVLMRecipe
-from limbeck.runs.folder import record, refuse_another_recipe, whole_folder
-from limbeck.runs.writers import examine, open_saved
+from limbeck.runs.folder import record, refuse_another_recipe, whole_folder, write_recipe
+from limbeck.runs.writers import examine, is_evaluated, open_saved
 from limbeck.training.run import TrainingData, run_stages
 from limbeck.training.skips import SkipLog
 from limbeck.writing import write_text
@@ -88,8 +88,10 @@ def run_ctvlm(recipe: CTVLMRecipe) -> Path:
             record(folder, recipe, fingerprint, seconds=time.time() - started)
     TRAINING_BEGAN.set()
     if rank() == 0:
-        for role in recipe.evaluation.models:
-            place = folder / ROLES[role]
+        places = [folder / ROLES[role] for role in recipe.evaluation.models]
+        if not all(is_evaluated(place, recipe) for place in places):
+            write_recipe(folder, recipe)  # a finished run may be asked other things than before
+        for place in places:
             examine(place, partial(open_saved, place), recipe)
     return folder
 

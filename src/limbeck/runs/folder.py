@@ -82,9 +82,16 @@ def record(folder: Path, recipe: RunSettings, data_fingerprint: str, seconds: fl
             "a text or their order is not what it was. Put the data back, or give the recipe an `output` of its own"
         )
     if rank() == 0:
-        values = json.loads(recipe.model_dump_json())
-        write_text(folder / "recipe.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_recipe(folder, recipe)
         record_environment(folder, seed=recipe.seed, data_fingerprint=data_fingerprint, seconds=seconds)
+
+
+def write_recipe(folder: Path, recipe: RunSettings) -> None:
+    """Keep the resolved recipe as `recipe.yaml`; one that says the same is not written again."""
+    values, place = json.loads(recipe.model_dump_json()), folder / "recipe.yaml"
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if not place.exists() or place.read_text(encoding="utf-8") != text:
+        write_text(place, text)
 
 
 @contextmanager

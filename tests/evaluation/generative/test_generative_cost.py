@@ -281,10 +281,15 @@ def test_examining_a_model_leaves_all_that_the_page_needs(models, profiles, tmp_
     assert (out / "profile.json").read_text() == "{}", "what is there stays"
 
     answers = out / "evaluation" / "vqa.jsonl"
-    before = [json.loads(line)["answered_by"] for line in answers.read_text().splitlines()]
+    kept = [{**json.loads(line), "prediction": "as before"} for line in answers.read_text().splitlines()]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (out / "gallery" / "old.png").write_bytes(b"")
     longer = [benchmarks[0], {**benchmarks[1], "short_answer": " In a word."}]
     other = json.loads(recipe.model_dump_json()) | {"evaluation": {"benchmarks": longer}}
     examine(out, lambda: open_saved(tmp_path / "model"), CTVLMRecipe.model_validate_json(json.dumps(other)))
     prompts = [json.loads(line)["prompt"] for line in (out / "evaluation" / "again.jsonl").read_text().splitlines()]
     assert all(prompt.endswith(" In a word.") for prompt in prompts), "a benchmark asked otherwise is asked anew"
-    assert [json.loads(line)["answered_by"] for line in answers.read_text().splitlines()] == before
+    predictions = {json.loads(line)["prediction"] for line in answers.read_text().splitlines()}
+    assert predictions == {"as before"}, "what was answered is not asked again"
+    assert not (out / "gallery" / "old.png").exists(), "the gallery is of the new benchmarks"
+    assert (out / "gallery" / "gallery.json").exists()
